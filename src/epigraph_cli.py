@@ -1,0 +1,5 @@
+"""The `epigraph` command."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,100 @@
+"""What every test shares: skips with a reason, a Hub in the process, subprocesses, one thread per process."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+# Set before anything imports torch, so that subprocesses and xdist workers do not fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from minihub import serve
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"data": "EPIGRAPH_DATA", "goldens": "EPIGRAPH_GOLDENS"}
+
+
+def pytest_collection_modifyitems(items):
+    for marker, variable in FOLDERS.items():
+        value = os.environ.get(variable)
+        if value and not Path(value).is_dir():
+            raise pytest.UsageError(f"{variable}={value} is not a folder; unset it or point it at one")
+        if not value:
+            skip = pytest.mark.skip(reason=f"{variable} is not set")
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    terminalreporter.section("skipped tests by reason")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5d}  {reason}")
+    terminalreporter.write_line(f"{reasons.total():5d}  in all")
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of shared data sets; a test that asks for it is marked `data`."""
+    return Path(os.environ["EPIGRAPH_DATA"])
+
+
+@pytest.fixture(scope="session")
+def goldens_dir():
+    """The folder of recorded reference tensors; a test that asks for it is marked `goldens`."""
+    return Path(os.environ["EPIGRAPH_GOLDENS"])
+
+
+@pytest.fixture
+def hub():
+    """A Hub of its own for one test: `.url`, `.repos`, `.requests`."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_env(hub, tmp_path):
+    """Environment variables that send huggingface_hub to the test Hub.
+
+    They are read when huggingface_hub is imported, so they act on subprocesses (`run_python`), not on the test itself.
+    """
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_TOKEN": "test-token",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Call `run_python(code_or_argv, env={}, ok=True)`: a Python subprocess in an empty folder, returned when finished.
+
+    With `ok` a failing subprocess fails the test and shows its output. `without=["epigraph"]` hides modules from it.
+    """
+
+    def run(code, env=None, ok=True, without=(), cwd=None, timeout=300):
+        command = [sys.executable, *code] if isinstance(code, list) else [sys.executable, "-c", code]
+        if without:
+            blocked = f"import sys\nfor name in {list(without)!r}: sys.modules[name] = None\n"
+            command = [sys.executable, "-c", blocked + code]
+        workdir = cwd or tmp_path / "work"
+        Path(workdir).mkdir(exist_ok=True)
+        done = subprocess.run(
+            command, env={**os.environ, **(env or {})}, cwd=workdir, capture_output=True, text=True, timeout=timeout
+        )
+        if ok and done.returncode:
+            pytest.fail(f"subprocess exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run
