@@ -78,7 +78,7 @@ def hub_env(hub, tmp_path):
 
 @pytest.fixture
 def run_python(tmp_path):
-    """Call `run_python(code_or_argv, env={}, ok=True)`: a Python subprocess in an empty folder, returned when finished.
+    """Call `run_python(code_or_argv, env={}, ok=True)`: a Python subprocess in an empty folder.
 
     With `ok` a failing subprocess fails the test and shows its output. `without=["epigraph"]` hides modules from it.
     """

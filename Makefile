@@ -1,0 +1,70 @@
+# make demo | test | check | lint: each installs what it needs the first time and is quick from then on.
+# Everything goes into .venv, except that an active environment which already has torch is used as it is.
+# TORCH is the torch requirement, used only where no torch can be imported: make demo TORCH=torch==2.13.0
+
+SHELL := /bin/bash
+TORCH ?= torch>=2.11
+HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" 2>/dev/null && echo yes
+
+VENV := .venv
+ifneq ($(VIRTUAL_ENV),)
+ifeq ($(shell "$(VIRTUAL_ENV)/bin/python" $(HAS_TORCH)),yes)
+VENV := $(VIRTUAL_ENV)
+endif
+endif
+PYTHON := $(VENV)/bin/python
+STAMPS := $(VENV)/.epigraph
+
+# One extra list per stamp: the demo needs no test tools, and lint, test and check share one set.
+EXTRAS_demo := html
+EXTRAS_test := html,train,dev
+SIZE_demo := 100 MB
+SIZE_test := 500 MB
+
+.PHONY: help demo test check lint python-path
+help:
+	@echo "make demo   read handwritten formulas with the shipped weights and write demo.html"
+	@echo "make test   the tests, at most 20 minutes on two cores"
+	@echo "make check  the slow rest of the tests"
+	@echo "make lint   ruff and mlinter"
+
+demo: $(STAMPS)/demo
+	$(PYTHON) scripts/demo.py
+
+test: $(STAMPS)/test
+	$(PYTHON) -m pytest -q -m "not slow" -n 2 --dist worksteal
+
+check: $(STAMPS)/test
+	$(PYTHON) -m pytest -q -m slow
+
+lint: $(STAMPS)/test
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mlinter --no-progress --no-cache src/epigraph/models
+
+python-path:
+	@echo $(PYTHON)
+
+# A new .venv sees the packages of a python3 that has torch, so that this torch is found and not downloaded again.
+$(STAMPS)/torch:
+	@if [ ! -x $(PYTHON) ]; then \
+		seen=$$(python3 $(HAS_TORCH)); \
+		python3 -m venv $${seen:+--system-site-packages} $(VENV); \
+	fi
+	@mkdir -p $(STAMPS)
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+		echo "torch is importable and used as it is; TORCH=$(TORCH) is not applied"; \
+	else \
+		echo "Installing $(TORCH). A CPU build is a download of about 200 MB. On Linux the default build of most"; \
+		echo "package indexes brings the CUDA libraries, several GB: stop now and choose a CPU build with"; \
+		echo "TORCH=torch==2.13.0+cpu and PIP_EXTRA_INDEX_URL set to PyTorch's CPU index, or with TORCH=some/torch.whl"; \
+		$(PYTHON) -m pip install "$(TORCH)"; \
+	fi
+	@$(PYTHON) -c "import torch; print('torch==' + torch.__version__)" > $(STAMPS)/constraints.txt
+	@touch $@
+
+# The constraint keeps pip from replacing the torch that is there: if it does not fit, pip says so and changes nothing.
+$(STAMPS)/%: pyproject.toml | $(STAMPS)/torch
+	@echo "Installing epigraph and what make $* needs: a download of up to $(SIZE_$*)"
+	$(PYTHON) -m pip install -c $(STAMPS)/constraints.txt -e ".[$(EXTRAS_$*)]"
+	@touch $@
