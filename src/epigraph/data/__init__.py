@@ -1,0 +1,1 @@
+"""Everything that yields examples: readers, ink, LaTeX labels and batches."""
