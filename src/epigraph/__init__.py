@@ -1,0 +1,1 @@
+"""Text in images: representation-learning methods as Hugging Face models."""

@@ -1,0 +1,5 @@
+"""CoMER's search (placeholder until the search lands)."""
+
+
+class CoMERGenerationMixin:
+    pass
