@@ -361,7 +361,7 @@ def swap_symbols(
     return result
 
 
-_FLAT = 0.25  # in symbol heights: a side below it carries no shape (bars, dots)
+_FLAT = 0.12  # in symbol heights: a side below it carries no shape (bars, dots)
 _TRIES = 8
 _MOST_DISTORTION = 0.5  # natural logarithm of the worst width-to-height change, 1.65 times
 
