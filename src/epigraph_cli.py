@@ -1,5 +1,94 @@
-"""The `epigraph` command."""
+"""The `epigraph` command. It stands outside the package, so that `--help` imports neither torch nor transformers.
+
+`read` is defined here; the other commands hand their arguments to the same `main(args)` that the scripts call.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+app = typer.Typer(
+    name="epigraph",
+    help="Read text in images: handwritten mathematics as LaTeX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Search(StrEnum):
+    exact = "exact"
+    official = "official"
+
+
+class Direction(StrEnum):
+    joint = "joint"
+    l2r = "l2r"
+    r2l = "r2l"
+
+
+@app.command()
+def read(
+    files: Annotated[list[Path], typer.Argument(help="Images, or ink as InkML or JSON.")],
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id; by default the task's own checkpoint.")] = None,
+    task: Annotated[str | None, typer.Option(help="maths or ink; by default it follows from each file.")] = None,
+    n_best: Annotated[int, typer.Option(min=1, help="Readings to print for each file.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Files that are read together.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the fastest one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
+    search: Annotated[
+        Search, typer.Option(help="official: the search of the official code, without grammar.")
+    ] = "exact",
+    direction: Annotated[Direction, typer.Option(help="Decode in both directions, or in one.")] = "joint",
+):
+    """Print what each file says, with its score. A file that cannot be read is reported and the others are read."""
+    from epigraph import read as read_files
+
+    failed = False
+    results = read_files(
+        [str(path) for path in files], model=model, task=task, batch_size=batch_size, device=device, dtype=dtype
+    )
+    for path, result in zip(files, results):
+        failed |= bool(result.error)
+        if as_json:
+            print(json.dumps({"file": str(path), **asdict(result)}, ensure_ascii=False))
+        elif result.error:
+            print(f"{path}: {result.error}", file=sys.stderr)
+        else:
+            print(f"{path}\t{result.score:.3f}\t{result.text}")
+    raise typer.Exit(code=int(failed))
+
+
+def forward(name: str, module: str, summary: str):
+    """Add a command that passes everything after its name, `--help` included, to `module.main`."""
+
+    @app.command(
+        name,
+        help=summary,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def run(context: typer.Context):
+        sys.argv[0] = f"epigraph {name}"  # argparse prints it in its usage line
+        import_module(module).main(context.args)
+
+
+forward("eval", "epigraph.evaluation", "Measure a model on a data set: metrics, and a JSON of results.")
+forward("train", "epigraph.training", "Train a model from a recipe.")
+forward("convert", "epigraph.conversion", "Turn an official checkpoint into a model folder.")
+forward("push", "epigraph.hub", "Push a model, its card and its results to the Hub.")
+
+
+def main():
+    """Entry point: an error of ours is one sentence, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(f"epigraph: {error}")

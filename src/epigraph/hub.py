@@ -1,0 +1,309 @@
+"""Publishing: a model folder, its card and its results become one commit on the Hub.
+
+A card is prose (`model_cards/<name>.md`, YAML front matter included) with two empty blocks, `<!-- results -->` and
+`<!-- curve -->`, which are filled from `model_cards/results/<name>.json` and from what lies in the model folder. No
+number is ever typed into a card.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard
+from safetensors import SafetensorError, safe_open
+from transformers import AutoProcessor
+
+from . import models
+
+CODE_REPO = "epigraph/epigraph-code"
+SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
+PUSHED = ["*.json", "*.safetensors", "LICENSE*", "training_curve.*"]
+METRIC_NAMES = {
+    "exprate": "ExpRate",
+    "exprate_1": "≤ 1 error",
+    "exprate_2": "≤ 2 errors",
+    "exprate_3": "≤ 3 errors",
+    "exprate_symlg": "ExpRate (symLG)",
+    "word_accuracy": "word accuracy",
+    "ned": "1-NED",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+}
+
+
+def fill(text: str, block: str, content: str) -> str:
+    """Put `content` between `<!-- block -->` and `<!-- /block -->`; ValueError where `text` has no such block."""
+    pattern = re.compile(rf"(<!-- {block} -->).*?(<!-- /{block} -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the text needs exactly one block <!-- {block} --> ... <!-- /{block} -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n{match[2]}", text)
+
+
+def read_results(path: str | Path) -> dict:
+    """What scripts/evaluate.py wrote; ValueError naming the file where it is not that."""
+    try:
+        results = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"there are no results at {path}; write them with scripts/evaluate.py --output {path}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"the results {path} are not JSON ({error}); write them again with scripts/evaluate.py"
+        ) from None
+    missing = {"command", "versions", "weights_sha256", "data_sha256", "rows"} - set(results)
+    if missing or not results["rows"]:
+        lacking = ", ".join(sorted(missing)) or "any row"
+        raise ValueError(f"the results {path} lack {lacking}; write them again with scripts/evaluate.py")
+    return results
+
+
+def shown(metric: str, value: float) -> str:
+    """A value as tables show it: rates in per cent, PSNR in dB, SSIM as it is."""
+    if metric == "psnr":
+        return f"{value:.2f} dB"
+    return f"{value:.3f}" if metric == "ssim" else f"{100 * value:.2f} %"
+
+
+def metrics_table(results: dict) -> str:
+    """Markdown: a line per (source, split, protocol), a column per metric, in the order of the results' rows."""
+    metrics = list(dict.fromkeys(row["metric"] for row in results["rows"]))
+    lines = {}
+    for row in results["rows"]:
+        key = (row["source"], row["split"], row["protocol"], row["n"])
+        lines.setdefault(key, {})[row["metric"]] = shown(row["metric"], row["value"])
+    header = ["data", "split", "protocol", "n", *(METRIC_NAMES.get(metric, metric) for metric in metrics)]
+    table = ["| " + " | ".join(header) + " |", "|" + "---|" * 4 + "---:|" * len(metrics)]
+    for key, values in lines.items():
+        cells = [str(part if part is not None else "") for part in key] + [
+            values.get(metric, "") for metric in metrics
+        ]
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
+def results_section(results: dict) -> str:
+    """The metrics table with the command, weights, data and versions that produced it."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return (
+        f"{metrics_table(results)}\n\nProduced by\n\n```bash\n{results['command']}\n```\n\n"
+        f"Weights sha256 `{results['weights_sha256']}`; data sha256 `{results['data_sha256']}`; {versions}."
+    )
+
+
+def render_card(card: str | Path, results: str | Path, model_dir: str | Path) -> str:
+    """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
+
+    Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
+    on weights other than those in `model_dir`.
+    """
+    card, model_dir = Path(card), Path(model_dir)
+    if not card.is_file():
+        raise ValueError(f"there is no card {card}; write one (model_cards/comer-hme.md is an example) or name it")
+    rendered = ModelCard(card.read_text(), ignore_metadata_errors=False)
+    if not rendered.data.license:
+        raise ValueError(f"the card {card} names no license in its front matter; say under what terms the weights are")
+    headings = re.findall(r"^## (.+)$", rendered.text, re.MULTILINE)
+    if headings != SECTIONS:
+        raise ValueError(f"the card {card} has the sections {headings}; it needs {SECTIONS}, in this order")
+    measured = read_results(results)
+    if measured["weights_sha256"] != weights_sha256(model_dir):
+        raise ValueError(
+            f"the results {results} were measured on other weights than those in {model_dir}; evaluate again"
+        )
+
+    curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
+    try:
+        rendered.text = fill(rendered.text, "results", results_section(measured))
+        rendered.text = fill(rendered.text, "curve", f"![Training curve]({curve})" if curve else "")
+    except ValueError as error:
+        raise ValueError(f"the card {card} cannot be filled: {error}") from None
+    rendered.data.model_name = card.stem
+    rendered.data.eval_results = [
+        EvalResult(
+            task_type=rendered.data.pipeline_tag or "image-to-text",
+            dataset_type=row["source"] or "local",
+            dataset_name=row["source"] or "local",
+            dataset_split=row["split"],
+            metric_type=row["metric"],
+            metric_name=METRIC_NAMES.get(row["metric"], row["metric"]),
+            metric_value=row["value"],
+            metric_args={"protocol": row["protocol"], "n": row["n"]},
+        )
+        for row in measured["rows"]
+    ]
+    return rendered.content
+
+
+def weights_files(model_dir: str | Path) -> list[Path]:
+    """The safetensors files of a model folder, sorted; ValueError where there is none."""
+    files = sorted(Path(model_dir).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{model_dir} holds no model.safetensors; name a folder that save_pretrained wrote")
+    return files
+
+
+def weights_sha256(model_dir: str | Path) -> str:
+    """The sha256 of the weights in a model folder, over its safetensors files in the order of their names."""
+    digest = hashlib.sha256()
+    for path in weights_files(model_dir):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def registered(model_type: str, name: str | Path) -> tuple[type, dict]:
+    """The config class and {Auto class: model class} of a model type; ValueError naming the folder if not ours."""
+    for known, config_class, classes in models.MODELS:
+        if known == model_type:
+            return config_class, classes
+    known = ", ".join(entry[0] for entry in models.MODELS)
+    raise ValueError(f"{name}/config.json has the model type {model_type!r}; epigraph publishes {known}")
+
+
+def check_model(model_dir: str | Path) -> dict:
+    """Check that a folder loads completely and return its config.json; ValueError saying what is wrong with it."""
+    model_dir = Path(model_dir)
+    try:
+        config = json.loads((model_dir / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_dir} is not a model folder: its config.json cannot be read ({error})") from None
+    config_class, classes = registered(config.get("model_type"), model_dir)
+    name = (config.get("architectures") or [None])[0]
+    model_class = next((cls for cls in classes.values() if cls.__name__ == name), None)
+    if model_class is None:
+        raise ValueError(
+            f"{model_dir}/config.json names the architecture {name!r}; save the model with save_pretrained"
+        )
+    try:
+        with torch.device("meta"):
+            model = model_class(config_class.from_dict(config))
+        AutoProcessor.from_pretrained(model_dir)
+    except Exception as error:  # whatever the config or the processor raises, the folder is what is wrong
+        raise ValueError(f"{model_dir} does not load: {error}") from error
+    wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {}
+    for path in weights_files(model_dir):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {key: file.get_slice(key).get_shape() for key in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); save the model again") from None
+    missing = sorted(set(wanted) - set(found) - set(model.all_tied_weights_keys))
+    wrong = sorted(key for key in found if wanted.get(key) != found[key])
+    if missing or wrong:
+        raise ValueError(
+            f"the weights in {model_dir} do not fit its config: "
+            f"{len(missing)} missing {missing[:3]}, {len(wrong)} unknown or of another shape {wrong[:3]}"
+        )
+    return config
+
+
+def auto_map(model_type: str, code_repo: str) -> dict[str, str]:
+    """Auto class -> `code_repo--module.Class`: what `trust_remote_code=True` reads from config.json."""
+    config_class, classes = registered(model_type, model_type)
+    classes = {auto.__name__: cls for auto, cls in classes.items()}
+    classes |= {
+        "AutoConfig": config_class,
+        "AutoImageProcessor": models.TextImageProcessor,
+        "AutoProcessor": models.TextProcessor,
+    }
+    return {auto: f"{code_repo}--{cls.__module__.rsplit('.', 1)[-1]}.{cls.__name__}" for auto, cls in classes.items()}
+
+
+def commit(api: HfApi, repo_id: str, files: dict, message: str, private: bool = False) -> str:
+    """Create the repository if needed and commit {path in the repository: Path or bytes} at once; the commit's URL."""
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    operations = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in files.items()
+    ]
+    return api.create_commit(repo_id, operations, commit_message=message).commit_url
+
+
+def push_code(repo_id: str = CODE_REPO) -> str:
+    """Push the flat `models/` folder, which is the code `trust_remote_code=True` runs; the commit's URL."""
+    folder = Path(models.__file__).parent
+    readme = (
+        "---\nlicense: apache-2.0\ntags:\n- epigraph\n---\n# Code of the epigraph models\n\n"
+        "Weight repositories point here in `auto_map`: `AutoModel.from_pretrained(..., trust_remote_code=True)` works\n"
+        "without the package. `pip install epigraph` and `import epigraph` run the same files.\n"
+    )
+    files = {path.name: path for path in sorted(folder.glob("*.py"))} | {"README.md": readme.encode()}
+    return commit(HfApi(), repo_id, files, f"epigraph {version('epigraph')}")
+
+
+def push(
+    model_dir: str | Path,
+    repo_id: str,
+    card: str | Path | None = None,
+    results: str | Path | None = None,
+    code_repo: str = CODE_REPO,
+    private: bool = False,
+    dry_run: bool = False,
+) -> str | None:
+    """Publish a model folder as one commit: weights, config with `auto_map`, processor, results and rendered card.
+
+    Everything is checked before anything is uploaded: the folder loads and its weights fit, the card is complete, the
+    results were measured on these weights, `code_repo` exists.
+
+    Args:
+        model_dir: what `save_pretrained` wrote, processor included.
+        repo_id: `owner/name`; created if it does not exist.
+        card: the prose; `model_cards/<name of model_dir>.md` if None.
+        results: what `scripts/evaluate.py` wrote; `model_cards/results/<name of model_dir>.json` if None.
+        code_repo: repository that `push_code` filled.
+        dry_run: write `model_dir/README.md`, print what would be pushed, and contact no Hub.
+
+    Returns the commit's URL, None for a dry run. Raises ValueError with one sentence that says what is wrong.
+    """
+    model_dir = Path(model_dir)
+    name = model_dir.resolve().name
+    config = check_model(model_dir)
+    results = Path(results or f"model_cards/results/{name}.json")
+    readme = render_card(card or f"model_cards/{name}.md", results, model_dir)
+
+    files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
+    config["auto_map"] = auto_map(config["model_type"], code_repo)
+    files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    files["README.md"] = readme.encode()
+    files["results.json"] = results
+    if dry_run:
+        (model_dir / "README.md").write_text(readme)
+        print(f"would push to {repo_id}, with the code in {code_repo}:")
+        for path, content in sorted(files.items()):
+            print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
+        return None
+    api = HfApi()
+    if not api.repo_exists(code_repo):
+        raise ValueError(f"the code repository {code_repo} does not exist; push it once with --push-code")
+    return commit(api, repo_id, files, f"Push {name}", private)
+
+
+def main(args: list[str] | None = None):
+    """`epigraph push` and scripts/push_to_hub.py."""
+    parser = argparse.ArgumentParser(description="Push a model, its card and its results to the Hub in one commit.")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder that save_pretrained wrote")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="where to push it: owner/name")
+    parser.add_argument("--card", help="prose of the card (default: model_cards/NAME.md, NAME being the folder's)")
+    parser.add_argument(
+        "--results", help="JSON that scripts/evaluate.py wrote (default: model_cards/results/NAME.json)"
+    )
+    parser.add_argument(
+        "--code-repo",
+        default=CODE_REPO,
+        help="repository of the code that trust_remote_code=True runs (default: %(default)s)",
+    )
+    parser.add_argument("--push-code", action="store_true", help="first push this package's models there")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write MODEL_DIR/README.md, list the files, push nothing"
+    )
+    options = vars(parser.parse_args(args))
+    if options.pop("push_code") and not options["dry_run"]:
+        print(push_code(options["code_repo"]))
+    if url := push(**options):
+        print(url)
