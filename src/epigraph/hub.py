@@ -46,7 +46,7 @@ def fill(text: str, block: str, content: str) -> str:
 def read_results(path: str | Path) -> dict:
     """What scripts/evaluate.py wrote; ValueError naming the file where it is not that."""
     try:
-        results = json.loads(Path(path).read_text())
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"there are no results at {path}; write them with scripts/evaluate.py --output {path}"
@@ -104,7 +104,7 @@ def render_card(card: str | Path, results: str | Path, model_dir: str | Path) ->
     card, model_dir = Path(card), Path(model_dir)
     if not card.is_file():
         raise ValueError(f"there is no card {card}; write one (model_cards/comer-hme.md is an example) or name it")
-    rendered = ModelCard(card.read_text(), ignore_metadata_errors=False)
+    rendered = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=False)
     if not rendered.data.license:
         raise ValueError(f"the card {card} names no license in its front matter; say under what terms the weights are")
     headings = re.findall(r"^## (.+)$", rendered.text, re.MULTILINE)
@@ -168,7 +168,7 @@ def check_model(model_dir: str | Path) -> dict:
     """Check that a folder loads completely and return its config.json; ValueError saying what is wrong with it."""
     model_dir = Path(model_dir)
     try:
-        config = json.loads((model_dir / "config.json").read_text())
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_dir} is not a model folder: its config.json cannot be read ({error})") from None
     config_class, classes = registered(config.get("model_type"), model_dir)
@@ -229,7 +229,7 @@ def push_code(repo_id: str = CODE_REPO) -> str:
     folder = Path(models.__file__).parent
     readme = (
         "---\nlicense: apache-2.0\ntags:\n- epigraph\n---\n# Code of the epigraph models\n\n"
-        "Weight repositories point here in `auto_map`: `AutoModel.from_pretrained(..., trust_remote_code=True)` works\n"
+        "Weight repositories point here in `auto_map`: `from_pretrained(..., trust_remote_code=True)` runs these files\n"
         "without the package. `pip install epigraph` and `import epigraph` run the same files.\n"
     )
     files = {path.name: path for path in sorted(folder.glob("*.py"))} | {"README.md": readme.encode()}
@@ -272,7 +272,7 @@ def push(
     files["README.md"] = readme.encode()
     files["results.json"] = results
     if dry_run:
-        (model_dir / "README.md").write_text(readme)
+        (model_dir / "README.md").write_text(readme, encoding="utf-8")
         print(f"would push to {repo_id}, with the code in {code_repo}:")
         for path, content in sorted(files.items()):
             print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
