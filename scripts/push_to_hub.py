@@ -1,7 +1,7 @@
 """Push a model, its card and its results to the Hub in one commit.
 
-    python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --dry-run
-    python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --code-repo OWNER/epigraph-code --push-code
+python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --dry-run
+python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --code-repo OWNER/epigraph-code --push-code
 """
 
 from epigraph.hub import main

@@ -229,7 +229,7 @@ def push_code(repo_id: str = CODE_REPO) -> str:
     folder = Path(models.__file__).parent
     readme = (
         "---\nlicense: apache-2.0\ntags:\n- epigraph\n---\n# Code of the epigraph models\n\n"
-        "Weight repositories point here in `auto_map`: `from_pretrained(..., trust_remote_code=True)` runs these files\n"
+        "Weight repositories point here in `auto_map` for `from_pretrained(..., trust_remote_code=True)`\n"
         "without the package. `pip install epigraph` and `import epigraph` run the same files.\n"
     )
     files = {path.name: path for path in sorted(folder.glob("*.py"))} | {"README.md": readme.encode()}

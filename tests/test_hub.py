@@ -1,0 +1,209 @@
+"""Publishing against the in-process Hub: one commit, checked first, loadable without the package."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+
+from epigraph import hub as publishing
+from epigraph.models.configuration_comer import CoMERConfig
+from epigraph.models.modeling_comer import CoMERForConditionalGeneration
+from epigraph.models.processing import comer_processor
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16}
+TINY |= {"growth_rate": 4, "dense_layers": (1, 1, 1), "coverage_channels": 4}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny model folder; tests that damage it work on a copy."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny-hme"
+    CoMERForConditionalGeneration(CoMERConfig(**TINY)).save_pretrained(folder)
+    comer_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def published(saved, tmp_path):
+    """(model folder, card, results) that fit each other."""
+    model_dir = shutil.copytree(saved, tmp_path / saved.name)
+    (model_dir / "training_curve.png").write_bytes(b"not looked at")
+    card = tmp_path / "tiny-hme.md"
+    card.write_text((ROOT / "model_cards" / "comer-hme.md").read_text())
+    row = {"source": "made-up", "split": "test", "protocol": "standard", "n": 8}
+    measured = {
+        "model": "tiny-hme",
+        "command": "python scripts/evaluate.py --model tiny-hme --data made_up.parquet",
+        "versions": {"torch": "2.13.0"},
+        "weights_sha256": publishing.weights_sha256(model_dir),
+        "data_sha256": "0" * 64,
+        "rows": [{"metric": "exprate", "value": 0.125, **row}, {"metric": "exprate_1", "value": 0.5, **row}],
+        "breakdowns": {},
+    }
+    results = tmp_path / "tiny-hme.json"
+    results.write_text(json.dumps(measured))
+    return model_dir, card, results
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Any contact with a Hub fails the test."""
+
+    def contact(*args, **kwargs):
+        pytest.fail("a Hub was contacted")
+
+    monkeypatch.setattr(publishing, "HfApi", contact)
+
+
+def drawing():
+    image = Image.new("L", (96, 48))
+    ImageDraw.Draw(image).line([(8, 8), (40, 40), (40, 8), (88, 24)], fill=255, width=3)
+    return image
+
+
+def test_pushed_model_loads_where_epigraph_cannot_be_imported(published, hub, hub_env, run_python, tmp_path):
+    model_dir, card, results = published
+    arguments = [str(model_dir), "org/tiny-hme", "--card", str(card), "--results", str(results)]
+    arguments += ["--code-repo", "org/code", "--push-code"]
+    run_python([str(ROOT / "scripts" / "push_to_hub.py"), *arguments], hub_env)
+
+    repo = hub.model("org/tiny-hme")
+    assert len(repo.commits) == 2, "one commit after the initial one"
+    assert not [path for path in repo.files if path.endswith((".py", ".bin"))]
+    assert repo.files["results.json"] == results.read_bytes()
+    config = json.loads(repo.files["config.json"])
+    assert config["auto_map"]["AutoModel"] == "org/code--modeling_comer.CoMERForConditionalGeneration"
+    assert "auto_map" not in json.loads((model_dir / "config.json").read_text())
+
+    model = CoMERForConditionalGeneration.from_pretrained(model_dir).eval()
+    inputs = comer_processor()(images=[drawing()], text=["x ^ { 2 }"], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    labels = inputs.pop("labels")
+    sequences = model.generate(**inputs, num_beams=3, max_length=8)
+    save_file({"logits": logits, "labels": labels, "sequences": sequences}, tmp_path / "expected.safetensors")
+    drawing().save(tmp_path / "drawing.png")
+    load = f"""
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+how = dict(trust_remote_code=True)
+expected = load_file({str(tmp_path / "expected.safetensors")!r})
+image = Image.open({str(tmp_path / "drawing.png")!r})
+assert AutoConfig.from_pretrained("org/tiny-hme", **how).model_type == "comer"
+processor = AutoProcessor.from_pretrained("org/tiny-hme", **how)
+inputs = processor(images=[image], text=["x ^ {{ 2 }}"], return_tensors="pt")
+assert torch.equal(inputs["labels"], expected["labels"])
+tokenizer = AutoTokenizer.from_pretrained("org/tiny-hme", **how)
+assert tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+alone = AutoImageProcessor.from_pretrained("org/tiny-hme", **how)([image], return_tensors="pt")
+assert torch.equal(alone["pixel_values"], inputs["pixel_values"])
+for auto in (AutoModel, AutoModelForImageTextToText):
+    model = auto.from_pretrained("org/tiny-hme", **how).eval()
+    assert model.__module__.startswith(PREFIX), model.__module__
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected["logits"])
+labels = inputs.pop("labels")
+assert torch.equal(model.generate(**inputs, num_beams=3, max_length=8), expected["sequences"])
+"""
+    run_python(load.replace("PREFIX", repr("transformers_modules")), hub_env, without=["epigraph"])
+    # Where the package is there it wins, and nobody is asked to trust anything.
+    here = load.replace("PREFIX", repr("epigraph.models")).replace("how = dict(trust_remote_code=True)", "how = {}")
+    run_python("import epigraph\n" + here, hub_env)
+
+
+def test_card_is_complete(published, no_hub, capsys):
+    model_dir, card, results = published
+    publishing.push(model_dir, "org/tiny-hme", card, results, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed and "training_curve.png" in printed and "README.md" in printed
+
+    written = ModelCard((model_dir / "README.md").read_text())
+    assert written.data.license == "cc-by-nc-sa-3.0"
+    values = {(e.dataset_name, e.dataset_split, e.metric_type): e.metric_value for e in written.data.eval_results}
+    assert values == {("made-up", "test", "exprate"): 0.125, ("made-up", "test", "exprate_1"): 0.5}
+    assert "| made-up | test | standard | 8 | 12.50 % | 50.00 % |" in written.text
+    assert "python scripts/evaluate.py --model tiny-hme --data made_up.parquet" in written.text
+    assert "![Training curve](training_curve.png)" in written.text
+    assert re.findall(r"^## (.+)$", written.text, re.MULTILINE) == publishing.SECTIONS
+
+
+def truncate_weights(model_dir, card, results):
+    path = model_dir / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_a_weight(model_dir, card, results):
+    weights = load_file(model_dir / "model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+
+
+def add_a_weight(model_dir, card, results):
+    weights = load_file(model_dir / "model.safetensors") | {"stray": torch.zeros(2)}
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+
+
+def change_a_weight(model_dir, card, results):
+    weights = load_file(model_dir / "model.safetensors")
+    weights[sorted(weights)[0]] += 1
+    save_file(weights, model_dir / "model.safetensors", {"format": "pt"})
+
+
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+MISTAKES = {
+    "no card": (lambda m, c, r: c.unlink(), "there is no card .*tiny-hme.md"),
+    "no licence": (lambda m, c, r: edit(c, "license: cc-by-nc-sa-3.0\n", ""), "names no license"),
+    "no limits": (lambda m, c, r: edit(c, "## Limits", "## Other"), "needs .*'Limits'"),
+    "no block": (lambda m, c, r: edit(c, "<!-- curve -->", ""), "cannot be filled.*curve"),
+    "no results": (lambda m, c, r: r.unlink(), "no results at .*tiny-hme.json"),
+    "results without rows": (lambda m, c, r: edit(r, '"rows"', '"row"'), "tiny-hme.json lack rows"),
+    "results half written": (lambda m, c, r: r.write_text('{"rows": ['), "tiny-hme.json are not JSON"),
+    "other weights measured": (change_a_weight, "measured on other weights"),
+    "no config": (lambda m, c, r: (m / "config.json").unlink(), "not a model folder"),
+    "unknown model": (lambda m, c, r: edit(m / "config.json", '"comer"', '"bert"'), "model type 'bert'"),
+    "impossible config": (lambda m, c, r: edit(m / "config.json", '"hidden_size": 16', '"hidden_size": 15'), "15"),
+    "other shape": (lambda m, c, r: edit(m / "config.json", '"hidden_size": 16', '"hidden_size": 32'), "do not fit"),
+    "no weights": (lambda m, c, r: (m / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "truncated weights": (truncate_weights, "model.safetensors is damaged"),
+    "missing weight": (drop_a_weight, "do not fit its config: 1 missing"),
+    "unknown weight": (add_a_weight, r"1 unknown or of another shape \['stray'\]"),
+    "no processor": (lambda m, c, r: (m / "processor_config.json").unlink(), "tiny-hme does not load"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_before_anything_is_uploaded(published, no_hub, name):
+    damage, message = MISTAKES[name]
+    damage(*published)
+    model_dir, card, results = published
+    with pytest.raises(ValueError, match=message):
+        publishing.push(model_dir, "org/tiny-hme", card, results)
+
+
+def test_results_in_the_documents_are_up_to_date(run_python):
+    run_python([str(ROOT / "scripts" / "render_cards.py"), "--check"])
+
+
+def test_fill_is_idempotent_and_keeps_the_rest():
+    text = "before\n<!-- results -->\nold\n<!-- /results -->\nafter"
+    once = publishing.fill(text, "results", r"| \1 |")
+    assert once == "before\n<!-- results -->\n| \\1 |\n<!-- /results -->\nafter"
+    assert publishing.fill(once, "results", r"| \1 |") == once
+    with pytest.raises(ValueError, match="exactly one block"):
+        publishing.fill("nothing", "results", "x")
