@@ -2,6 +2,7 @@
 
 import datasets
 import evaluate
+
 from epigraph.metrics import formula_metrics
 
 _DESCRIPTION = """

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 
 from .data.latex import LatexError, layout_graph
 
-LENGTH_BINS = (1, 6, 11, 21, 31, 51)  # first length of each bin, in tokens
+LENGTH_BINS = (0, 1, 6, 11, 21, 31, 51)  # first length of each bin, in tokens
 DEPTH_BINS = (0, 1, 2, 3, 4)  # first depth of each bin, in nested brace pairs
 
 
@@ -27,13 +27,13 @@ def symlg_errors(prediction: str, reference: str) -> int | None:
     """Wrong node and edge labels of the prediction's layout graph; None for a prediction that is not a formula.
 
     A reference that is no well-formed formula has no graph: its exact tokens are then the only right answer.
-    An exact match therefore always has 0 errors.
+    An exact match therefore always has 0 errors. Raw LaTeX is compared as well as space-separated tokens.
     """
     if prediction.split() == reference.split():
         return 0
     try:
-        expected = layout_graph(reference.split())
-        return layout_graph(prediction.split()).errors(expected)
+        expected = layout_graph(reference)
+        return layout_graph(prediction).errors(expected)
     except LatexError:
         return None
 

@@ -79,7 +79,7 @@ _SYNONYMS = {
 
 _DROPPED = {
     "math delimiter": r"$ \( \) \[ \]",
-    "spacing": r"~ \, \: \; \! \> \quad \qquad \hfill \null \  \thinspace \medspace \thickspace \negthinspace",
+    "spacing": r"~ \, \: \; \! \> \quad \qquad \hfill \null \thinspace \medspace \thickspace \negthinspace",
     "delimiter size": r"\left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \biggl \biggr \Biggl "
     r"\Biggr \bigm \Bigm",
     "font": r"\rm \it \bf \sf \tt \cal \mit \boldmath \mbox \hbox \text \textrm \textit \textbf \textsf \textnormal "
@@ -362,7 +362,7 @@ def normalise(text: str, vocabulary: Collection[str]) -> NormalisedLabel:
     if surplus > 0:
         dropped["default position of the scripts", r"\limits"] += surplus
     known = vocabulary if isinstance(vocabulary, (set, frozenset, dict)) else set(vocabulary)
-    names = {name: variant for variant, name in _SYNONYMS.items() if variant in known and name not in known}
+    names = {name: variant for variant, name in reversed(_SYNONYMS.items()) if variant in known and name not in known}
     if "'" in simple:
         renamed["'", r"\prime"] += simple.count("'")
     replaced = Counter(
@@ -494,10 +494,11 @@ def layout_graph(tokens: Iterable[str] | str) -> LayoutGraph:
     r"""Symbol layout graph of a formula, equivalent to CROHME's symLG (LaTeX -> MathML -> label graph).
 
     Relations are Right, Sub, Sup, Above, Below, Inside and, in tables, cells. A fraction bar is a symbol ``-`` with
-    its parts Above and Below; a root holds its radicand Inside and its index Above; scripts of a group or a bracket belong
-    to its last symbol; scripts of ``\sum``, ``\lim`` and their like are Below and Above whether or not ``\limits`` is
-    written, those of ``\int`` and of functions only with it, as in display style. The order of sub- and superscript,
-    redundant braces, fonts, spacing, delimiter sizes and the choice among synonyms leave no trace.
+    its parts Above and Below; a root holds its radicand Inside and its index Above; scripts of a group or a bracket
+    belong to its last symbol. Scripts of ``\sum``, ``\lim`` and their like are Below and Above whether or not
+    ``\limits`` is written, those of ``\int`` and of functions only with it, as in TeX's display style (the official
+    captions keep ``\limits`` in just this case). The order of sub- and superscript, redundant braces, fonts, spacing,
+    delimiter sizes and the choice among synonyms leave no trace.
 
     Args:
         tokens: tokens, or raw or space-separated LaTeX.
