@@ -19,7 +19,7 @@ STAMPS := $(VENV)/.epigraph
 EXTRAS_demo := html
 EXTRAS_test := html,train,dev
 SIZE_demo := 100 MB
-SIZE_test := 500 MB
+SIZE_test := 400 MB
 
 # mlinter holds the models to the structure of in-tree transformers models. Off: TRF028 (licence text in every file),
 # TRF038 (tests/models/<name>/ layout), TRF041 (notes that name in-tree checkpoints), TRF057 (@auto_docstring, where

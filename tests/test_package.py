@@ -1,10 +1,13 @@
 """The promises of the package as a whole: what it imports, what it depends on, that its documents are true."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -163,3 +166,42 @@ def test_no_tracked_file_names_a_place_on_one_machine():
                 found = places.search(line)
                 preceded = line[found.start() - 1 : found.start()] if found else ""
                 assert not found or preceded.isalnum() or preceded == ".", f"{path.relative_to(ROOT)}:{number} {line}"
+
+
+def plan(folder, *arguments, virtual_env=None):
+    """The commands that make would run in a folder without any environment."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "TORCH")}
+    environment |= {"VIRTUAL_ENV": str(virtual_env)} if virtual_env else {}
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_installs_torch_first_and_only_what_a_target_needs(tmp_path):
+    commands = plan(tmp_path, "demo", "TORCH=torch==9.9")
+    assert commands.index("python3 -m venv") < commands.index('pip install "torch==9.9"') < commands.index("-e .")
+    assert commands.index("several GB") < commands.index('pip install "torch==9.9"'), "the size is said before"
+    assert '-e ".[html]"' in commands and commands.strip().endswith("scripts/demo.py")
+    assert '-e ".[html,train,dev]"' in plan(tmp_path, "test")
+
+
+def test_make_uses_an_active_environment_that_has_torch(tmp_path):
+    python = tmp_path / "active" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    for has_torch in (True, False):
+        python.write_text(f"#!/bin/sh\nexit {0 if has_torch else 1}\n")
+        python.chmod(0o755)
+        uses = f"{python} scripts/demo.py" in plan(tmp_path, "demo", virtual_env=python.parent.parent)
+        assert uses == has_torch
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    names = zipfile.ZipFile(next(tmp_path.glob("epigraph-*.whl"))).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"epigraph", "epigraph_cli.py"}
+    expected = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
+    assert expected <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
