@@ -180,9 +180,11 @@ def plan(folder, *arguments, virtual_env=None):
 
 def test_make_installs_torch_first_and_only_what_a_target_needs(tmp_path):
     commands = plan(tmp_path, "demo", "TORCH=torch==9.9")
-    assert commands.index("python3 -m venv") < commands.index('pip install "torch==9.9"') < commands.index("-e .")
+    assert (
+        commands.index("python3 -m venv") < commands.index('pip install "torch==9.9"') < commands.index('-e ".[html]"')
+    )
     assert commands.index("several GB") < commands.index('pip install "torch==9.9"'), "the size is said before"
-    assert '-e ".[html]"' in commands and commands.strip().endswith("scripts/demo.py")
+    assert commands.strip().endswith("scripts/demo.py")
     assert '-e ".[html,train,dev]"' in plan(tmp_path, "test")
 
 
@@ -198,8 +200,12 @@ def test_make_uses_an_active_environment_that_has_torch(tmp_path):
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
-    subprocess.run(command, check=True, cwd=tmp_path)
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
+    subprocess.run(command, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("epigraph-*.whl"))).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"epigraph", "epigraph_cli.py"}
     expected = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
