@@ -140,10 +140,10 @@ def _simplify(tokens: Iterable[str]) -> tuple[list[str], Counter, Counter]:
         elif token == r"\not" and following and following[0] in _NEGATED:
             kept.append(_NEGATED[following[0]])
             position += 1
+        elif token in _SYNONYMS and token != "'":  # whether ' is a superscript or a symbol only the parser can tell
+            renamed[token, _SYNONYMS[token]] += 1
+            kept.append(_SYNONYMS[token])
         else:
-            if token != "'":  # a superscript or a symbol: only the parser can tell
-                renamed.update([(token, _SYNONYMS[token])] if token in _SYNONYMS else [])
-                token = _SYNONYMS.get(token, token)
             kept.append(token)
     return kept, dropped, renamed
 
