@@ -183,7 +183,7 @@ MISTAKES = {
     "truncated weights": (truncate_weights, "model.safetensors is damaged"),
     "missing weight": (drop_a_weight, "do not fit its config: 1 missing"),
     "unknown weight": (add_a_weight, r"1 unknown or of another shape \['stray'\]"),
-    "no processor": (lambda m, c, r: (m / "processor_config.json").unlink(), "tiny-hme does not load"),
+    "no processor": (lambda m, c, r: (m / "processor_config.json").unlink(), "tiny-hme has no processor_config.json"),
 }
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from . import models
+from .models.image_processing import TextImageProcessor
+from .models.processing import TextProcessor
 
 CODE_REPO = "epigraph/epigraph-code"
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
@@ -181,9 +183,11 @@ def check_model(model_dir: str | Path) -> dict:
     try:
         with torch.device("meta"):
             model = model_class(config_class.from_dict(config))
-        AutoProcessor.from_pretrained(model_dir)
+        processor = AutoProcessor.from_pretrained(model_dir)
     except Exception as error:  # whatever the config or the processor raises, the folder is what is wrong
         raise ValueError(f"{model_dir} does not load: {error}") from error
+    if not isinstance(processor, ProcessorMixin):  # transformers falls back to a bare tokenizer
+        raise ValueError(f"{model_dir} has no processor_config.json; save the processor beside the model")
     wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {}
     for path in weights_files(model_dir):
@@ -208,8 +212,8 @@ def auto_map(model_type: str, code_repo: str) -> dict[str, str]:
     classes = {auto.__name__: cls for auto, cls in classes.items()}
     classes |= {
         "AutoConfig": config_class,
-        "AutoImageProcessor": models.TextImageProcessor,
-        "AutoProcessor": models.TextProcessor,
+        "AutoImageProcessor": TextImageProcessor,
+        "AutoProcessor": TextProcessor,
     }
     return {auto: f"{code_repo}--{cls.__module__.rsplit('.', 1)[-1]}.{cls.__name__}" for auto, cls in classes.items()}
 
@@ -244,6 +248,7 @@ def push(
     code_repo: str = CODE_REPO,
     private: bool = False,
     dry_run: bool = False,
+    with_code: bool = False,
 ) -> str | None:
     """Publish a model folder as one commit: weights, config with `auto_map`, processor, results and rendered card.
 
@@ -255,8 +260,10 @@ def push(
         repo_id: `owner/name`; created if it does not exist.
         card: the prose; `model_cards/<name of model_dir>.md` if None.
         results: what `scripts/evaluate.py` wrote; `model_cards/results/<name of model_dir>.json` if None.
-        code_repo: repository that `push_code` filled.
+        code_repo: repository of the code, which `push_code` fills.
+        private: create the repository as private.
         dry_run: write `model_dir/README.md`, print what would be pushed, and contact no Hub.
+        with_code: call `push_code(code_repo)` before, once everything has been checked.
 
     Returns the commit's URL, None for a dry run. Raises ValueError with one sentence that says what is wrong.
     """
@@ -278,7 +285,9 @@ def push(
             print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
         return None
     api = HfApi()
-    if not api.repo_exists(code_repo):
+    if with_code:
+        push_code(code_repo)
+    elif not api.repo_exists(code_repo):
         raise ValueError(f"the code repository {code_repo} does not exist; push it once with --push-code")
     return commit(api, repo_id, files, f"Push {name}", private)
 
@@ -297,13 +306,12 @@ def main(args: list[str] | None = None):
         default=CODE_REPO,
         help="repository of the code that trust_remote_code=True runs (default: %(default)s)",
     )
-    parser.add_argument("--push-code", action="store_true", help="first push this package's models there")
+    parser.add_argument(
+        "--push-code", dest="with_code", action="store_true", help="first push this package's code there"
+    )
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument(
         "--dry-run", action="store_true", help="write MODEL_DIR/README.md, list the files, push nothing"
     )
-    options = vars(parser.parse_args(args))
-    if options.pop("push_code") and not options["dry_run"]:
-        print(push_code(options["code_repo"]))
-    if url := push(**options):
+    if url := push(**vars(parser.parse_args(args))):
         print(url)
