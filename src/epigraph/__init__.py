@@ -1,1 +1,28 @@
-"""Text in images: representation-learning methods as Hugging Face models."""
+"""epigraph: text in images. Importing it makes every model loadable through transformers' Auto classes."""
+
+import transformers
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .models import MODELS
+from .models.configuration_comer import CoMERConfig
+from .models.image_processing import TextImageProcessor
+from .models.modeling_comer import CoMEREncoder, CoMERForConditionalGeneration
+from .models.processing import TextProcessor
+
+__version__ = "0.1.0"
+
+for _config, _classes, _image_processor, _processor in MODELS:
+    AutoConfig.register(_config.model_type, _config)
+    for _auto, _model in _classes.items():
+        getattr(transformers, _auto).register(_config, _model)
+    AutoImageProcessor.register(_config, image_processor_classes={"pil": _image_processor})
+    AutoProcessor.register(_config, _processor)
+
+__all__ = [
+    "CoMERConfig",
+    "CoMEREncoder",
+    "CoMERForConditionalGeneration",
+    "TextImageProcessor",
+    "TextProcessor",
+]

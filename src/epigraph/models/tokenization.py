@@ -1,0 +1,43 @@
+"""Tokenizers, built as plain `PreTrainedTokenizerFast` so that `AutoTokenizer` loads them without custom code."""
+
+from collections.abc import Sequence
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<pad>", "<sos>", "<eos>")
+
+# The symbols of the CROHME captions, in the order in which the field numbers them (ids 3 to 112).
+CROHME_SYMBOLS = tuple(
+    r"""! ( ) + , - . / 0 1 2 3 4 5 6 7 8 9 < = > A B C E F G H I L M N P R S T V X Y [ \Delta \Pi \alpha \beta
+    \cdot \cdots \cos \div \exists \forall \frac \gamma \geq \in \infty \int \lambda \ldots \leq \lim \limits \log \mu
+    \neq \phi \pi \pm \prime \rightarrow \sigma \sin \sqrt \sum \tan \theta \times \{ \} ] ^ _ a b c d e f g h i j k l
+    m n o p q r s t u v w x y z { | }""".split()
+)
+
+
+def latex_tokenizer(symbols: Sequence[str] = CROHME_SYMBOLS) -> PreTrainedTokenizerFast:
+    """A tokenizer of space-separated LaTeX tokens: ids 0, 1, 2 are `<pad>`, `<sos>`, `<eos>`, the symbols follow.
+
+    There is no unknown token: a label that the vocabulary cannot express is an error, not a silent loss.
+    """
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *symbols))}
+    if len(vocabulary) != len(SPECIAL_TOKENS) + len(symbols):
+        raise ValueError("A symbol stands twice in the vocabulary, or is one of <pad>, <sos>, <eos>.")
+    tokenizer = Tokenizer(WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Decoding joins by single spaces and nothing else: "x ^ { 2 }" must come back to the letter.
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"^"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    pad, bos, eos = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids"],
+    )
+
+
+__all__ = ["CROHME_SYMBOLS", "SPECIAL_TOKENS", "latex_tokenizer"]
