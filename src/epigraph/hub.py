@@ -15,11 +15,9 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor
 
 from . import models
-from .models.image_processing import TextImageProcessor
-from .models.processing import TextProcessor
 
 CODE_REPO = "epigraph/epigraph-code"
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
@@ -157,13 +155,13 @@ def weights_sha256(model_dir: str | Path) -> str:
     return digest.hexdigest()
 
 
-def registered(model_type: str, name: str | Path) -> tuple[type, dict]:
-    """The config class and {Auto class: model class} of a model type; ValueError naming the folder if not ours."""
-    for known, config_class, classes in models.MODELS:
-        if known == model_type:
-            return config_class, classes
-    known = ", ".join(entry[0] for entry in models.MODELS)
-    raise ValueError(f"{name}/config.json has the model type {model_type!r}; epigraph publishes {known}")
+def entry_of(model_type: str, model_dir: str | Path) -> tuple:
+    """The entry of `MODELS` for a model type; ValueError naming the folder where there is none."""
+    for entry in models.MODELS:
+        if entry[0].model_type == model_type:
+            return entry
+    known = ", ".join(entry[0].model_type for entry in models.MODELS)
+    raise ValueError(f"{model_dir}/config.json has the model type {model_type!r}; epigraph publishes {known}")
 
 
 def check_model(model_dir: str | Path) -> dict:
@@ -173,7 +171,9 @@ def check_model(model_dir: str | Path) -> dict:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_dir} is not a model folder: its config.json cannot be read ({error})") from None
-    config_class, classes = registered(config.get("model_type"), model_dir)
+    config_class, classes, *_ = entry_of(config.get("model_type"), model_dir)
+    if not (model_dir / "processor_config.json").is_file():
+        raise ValueError(f"{model_dir} has no processor_config.json; save the processor beside the model")
     name = (config.get("architectures") or [None])[0]
     model_class = next((cls for cls in classes.values() if cls.__name__ == name), None)
     if model_class is None:
@@ -183,11 +183,9 @@ def check_model(model_dir: str | Path) -> dict:
     try:
         with torch.device("meta"):
             model = model_class(config_class.from_dict(config))
-        processor = AutoProcessor.from_pretrained(model_dir)
+        AutoProcessor.from_pretrained(model_dir)
     except Exception as error:  # whatever the config or the processor raises, the folder is what is wrong
         raise ValueError(f"{model_dir} does not load: {error}") from error
-    if not isinstance(processor, ProcessorMixin):  # transformers falls back to a bare tokenizer
-        raise ValueError(f"{model_dir} has no processor_config.json; save the processor beside the model")
     wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {}
     for path in weights_files(model_dir):
@@ -206,16 +204,20 @@ def check_model(model_dir: str | Path) -> dict:
     return config
 
 
-def auto_map(model_type: str, code_repo: str) -> dict[str, str]:
-    """Auto class -> `code_repo--module.Class`: what `trust_remote_code=True` reads from config.json."""
-    config_class, classes = registered(model_type, model_type)
-    classes = {auto.__name__: cls for auto, cls in classes.items()}
-    classes |= {
-        "AutoConfig": config_class,
-        "AutoImageProcessor": TextImageProcessor,
-        "AutoProcessor": TextProcessor,
-    }
-    return {auto: f"{code_repo}--{cls.__module__.rsplit('.', 1)[-1]}.{cls.__name__}" for auto, cls in classes.items()}
+def with_auto_map(model_dir: Path, config: dict, code_repo: str) -> dict[str, bytes]:
+    """The two JSON files that `trust_remote_code=True` reads, with Auto class -> `code_repo--module.Class` added."""
+    config_class, classes, image_processor, processor = entry_of(config["model_type"], model_dir)
+
+    def located(**classes):
+        return {auto: f"{code_repo}--{cls.__module__.split('.')[-1]}.{cls.__name__}" for auto, cls in classes.items()}
+
+    # transformers looks for the processors beside their own settings before it looks into config.json.
+    settings = json.loads((model_dir / "processor_config.json").read_text(encoding="utf-8"))
+    settings["auto_map"] = located(AutoProcessor=processor)
+    settings["image_processor"]["auto_map"] = located(AutoImageProcessor=image_processor)
+    config = {**config, "auto_map": located(AutoConfig=config_class, **classes)}
+    files = {"config.json": config, "processor_config.json": settings}
+    return {name: (json.dumps(content, indent=2, sort_keys=True) + "\n").encode() for name, content in files.items()}
 
 
 def commit(api: HfApi, repo_id: str, files: dict, message: str, private: bool = False) -> str:
@@ -274,8 +276,7 @@ def push(
     readme = render_card(card or f"model_cards/{name}.md", results, model_dir)
 
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
-    config["auto_map"] = auto_map(config["model_type"], code_repo)
-    files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    files |= with_auto_map(model_dir, config, code_repo)
     files["README.md"] = readme.encode()
     files["results.json"] = results
     if dry_run:
