@@ -25,6 +25,7 @@ from epigraph.data.ink import (
     swap_symbols,
     symbol_unit,
 )
+from epigraph.data.latex import is_valid, tokenize
 
 PLUS = [np.array([[0, 50], [100, 50]], np.float32), np.array([[50, 0], [50, 100]], np.float32)]
 INKML = """<?xml version="1.0"?>
@@ -400,3 +401,29 @@ def test_augmentation_swaps_only_with_a_bank_and_a_segmentation():
 
 def test_as_strokes_takes_what_the_schema_stores():
     assert [stroke.shape for stroke in as_strokes([[0, 1, 2, 3], [], [[4, 5]]])] == [(2, 2), (1, 2)]
+
+
+# ------------------------------------------------------------------------------------------- the demo ink
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples" / "handwritten-math").glob("*.json"))
+
+
+def test_the_demo_ink_reads_renders_and_states_its_truth():
+    assert len(EXAMPLES) >= 10
+    for path in EXAMPLES:
+        ink = read_ink(path)
+        assert is_valid(ink.label) and " ".join(tokenize(ink.label)) == ink.label
+        image = render(ink.strokes)
+        assert image.height > 40 and 0.03 < np.asarray(image).mean() / 255 < 0.3
+
+
+def test_the_demo_ink_comes_from_its_script(tmp_path, run_python):
+    env = {"PYTHONPATH": str(ROOT / "src")}
+    run_python([str(ROOT / "scripts" / "draw_examples.py"), str(tmp_path / "drawn")], env=env)
+    drawn = sorted((tmp_path / "drawn").glob("*.json"))
+    assert [path.name for path in drawn] == [path.name for path in EXAMPLES]
+    for path, committed in zip(drawn, EXAMPLES, strict=True):
+        new, old = read_ink(path), read_ink(committed)
+        assert new.label == old.label
+        assert [len(stroke) for stroke in new.strokes] == [len(stroke) for stroke in old.strokes]

@@ -124,7 +124,8 @@ def normalise_labels(dataset: Dataset, vocabulary: Collection[str]) -> tuple[Dat
         captions.append(text if same else caption)
     kept = [index for index, caption in enumerate(captions) if caption]
     if not kept:
-        raise ValueError(f"none of the {report.labels} labels can be written with the vocabulary. {report}")
+        name, reason = report.rejected[0]
+        raise ValueError(f"none of the {report.labels} labels can be written, the first ({name}) because: {reason}.")
     if report.rejected or report.replaced or report.dropped:
         logger.warning("labels: %s", report)
     if captions == dataset["text"][:]:
