@@ -28,6 +28,8 @@ class CoMERConfig(PreTrainedConfig):
             does not depend on its batch. False reproduces the official behaviour, and official weights expect it.
         label_smoothing: of the training loss, 0 in the paper.
         position_temperature: base of the sinusoidal positions of image and text.
+        grammar: ids of the tokens with a grammatical role, as `grammar_from_vocabulary` finds them, which
+            generation keeps to. None for no grammar.
     """
 
     model_type = "comer"
@@ -51,6 +53,7 @@ class CoMERConfig(PreTrainedConfig):
     mask_padding: bool = True
     label_smoothing: float | int = 0.0
     position_temperature: float | int = 10000.0
+    grammar: dict[str, int | list[int]] | None = None
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0

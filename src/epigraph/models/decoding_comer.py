@@ -1,8 +1,8 @@
 """Incremental decoding of CoMER: what a search remembers between steps.
 
-Per image the cross-attention keys and values, computed once. Per row the self-attention keys and values, and per refined
-layer the running sum of past attention, from which the coverage penalty follows (section 3.3): with it a step costs the
-same however long the prefix is.
+Per image the cross-attention keys and values, computed once. Per row the self-attention keys and values, and per
+refined layer the running sum of past attention, from which the coverage penalty follows (section 3.3): with it a step
+costs the same however long the prefix is.
 """
 
 from dataclasses import dataclass
@@ -172,13 +172,14 @@ def decode(model, tokens: torch.LongTensor, memory: CoMERMemory, cache: CoMERCac
     return model.lm_head(hidden).float()
 
 
-def score_sequences(model, memory, images, sequences, backwards, masks_padding=False, temperature=1.0):
+def score_sequences(model, memory, images, sequences, lengths, backwards, masks_padding=False, temperature=1.0):
     """Log-probabilities of given sequences, each followed by its stop token.
 
     Args:
         memory: of all images.
         images: (rows,) which image each row reads.
-        sequences: (rows, length) in the order of reading, without start and stop; pad after the last token.
+        sequences: (rows, length) in the order in which the row reads, without start and stop.
+        lengths: (rows,) how many tokens of each row count.
         backwards: (rows,) bool, True where the row reads right to left.
         masks_padding: as in `CoMERCache`; pad tokens within a row count nothing.
 
@@ -189,33 +190,33 @@ def score_sequences(model, memory, images, sequences, backwards, masks_padding=F
     rows, length = sequences.shape
     first = torch.where(backwards, config.eos_token_id, config.bos_token_id)[:, None]
     last = torch.where(backwards, config.bos_token_id, config.eos_token_id)[:, None]
-    pad = config.pad_token_id
-    places = torch.arange(1, length + 1, device=sequences.device)
-    lengths = ((sequences != pad) * places).amax(1, keepdim=True) if length else torch.zeros_like(first)
     inputs = torch.cat([first, sequences], dim=1)
-    targets = F.pad(sequences, (0, 1), value=pad).scatter(1, lengths, last)
-    width = config.coverage_channels * memory.keys.shape[3]
+    targets = F.pad(sequences, (0, 1), value=config.pad_token_id).scatter(1, lengths[:, None], last)
+    counts = torch.arange(length + 1, device=sequences.device) <= lengths[:, None]
+    counts &= targets != config.pad_token_id
 
-    # Rows of one image are spread so that every image comes once per round: they then share its keys and values.
-    turn = torch.stack([(images[:row] == images[row]).sum() for row in range(rows)]) if rows else images
-    order = torch.argsort(turn * memory.keys.shape[1] + images)
+    # The rows of an image are dealt out, one to each round, so that rounds can share its keys and values.
+    num_images = memory.keys.shape[1]
+    same = images[:, None] == torch.arange(num_images, device=images.device)
+    turn = same.cumsum(0).gather(1, images[:, None]).squeeze(1)
+    order = torch.argsort(turn * num_images + images)
     log_probs = torch.zeros(rows, length + 1, device=sequences.device)
-    cache, start = None, 0
-    while len(order):
-        if cache is None:
-            cache = CoMERCache(model, memory, len(order), masks_padding)
-        stop = min(length + 1, start + max(1, _CHUNK_ELEMENTS // (len(order) * width)), start + 16)
-        logits = decode(model, inputs[order, start:stop], memory.rows(images[order].tolist()), cache)
-        chosen = targets[order, start:stop]
-        found = (logits / temperature).log_softmax(-1).gather(-1, chosen[..., None]).squeeze(-1)
-        log_probs[order, start:stop] = found * (chosen != pad)
+    cache = CoMERCache(model, memory, rows, masks_padding)
+    read, start = memory.rows(images[order].tolist()), 0
+    while True:
+        room = _CHUNK_ELEMENTS // (len(order) * config.coverage_channels * memory.keys.shape[3])
+        stop = min(length + 1, start + max(1, room), start + 16)
+        logits = decode(model, inputs[order, start:stop], read, cache)
+        found = (logits / temperature).log_softmax(-1).gather(-1, targets[order, start:stop, None]).squeeze(-1)
+        log_probs[order, start:stop] = found * counts[order, start:stop]
         start = stop
-        going = (lengths[order, 0] >= start).nonzero().squeeze(1)
+        going = (lengths[order] >= start).nonzero().squeeze(1)
+        if not len(going):
+            return log_probs
         if len(going) < len(order):
             order = order[going]
-            if len(order):
-                cache.select(going)
-    return log_probs
+            cache.select(going)
+            read = memory.rows(images[order].tolist())
 
 
 __all__ = ["CoMERCache", "CoMERMemory", "decode", "score_sequences"]
