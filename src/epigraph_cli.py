@@ -23,11 +23,15 @@ app = typer.Typer(
 
 
 class Search(StrEnum):
+    """How CoMER searches."""
+
     exact = "exact"
     official = "official"
 
 
 class Direction(StrEnum):
+    """In which order it writes: both, left to right, right to left."""
+
     joint = "joint"
     l2r = "l2r"
     r2l = "r2l"
