@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from epigraph.data.ink import (
     SymbolBank,
     as_strokes,
     augment,
+    ink_size,
     jitter,
     read_ink,
     read_inkml,
@@ -228,12 +230,13 @@ def test_a_sharp_turn_has_a_round_joint_and_a_point_is_a_dot():
 )
 def test_degenerate_ink_still_gives_a_small_picture(strokes):
     image = render(strokes)
+    assert ink_size(strokes) == image.size[::-1]
     assert max(image.size) <= 4096 and np.asarray(image).max() == 255
 
 
 def test_render_bounds_its_size():
     wide = [np.array([[0, 0], [0, 1]], np.float32), np.array([[1e6, 0], [1e6, 1]], np.float32)]
-    assert render(wide, max_side=500).width <= 500
+    assert render(wide, max_side=500).width <= 500 and ink_size(wide, max_side=500)[1] <= 500
     assert render(PLUS, symbol_height=9000, max_side=300).size <= (300, 300)
 
 
@@ -418,10 +421,9 @@ def test_the_demo_ink_reads_renders_and_states_its_truth():
         assert image.height > 40 and 0.03 < np.asarray(image).mean() / 255 < 0.3
 
 
-def test_the_demo_ink_comes_from_its_script(tmp_path, run_python):
-    env = {"PYTHONPATH": str(ROOT / "src")}
-    run_python([str(ROOT / "scripts" / "draw_examples.py"), str(tmp_path / "drawn")], env=env)
-    drawn = sorted((tmp_path / "drawn").glob("*.json"))
+def test_the_demo_ink_comes_from_its_script(tmp_path):
+    runpy.run_path(str(ROOT / "scripts" / "draw_examples.py"))["main"](str(tmp_path))
+    drawn = sorted(tmp_path.glob("*.json"))
     assert [path.name for path in drawn] == [path.name for path in EXAMPLES]
     for path, committed in zip(drawn, EXAMPLES, strict=True):
         new, old = read_ink(path), read_ink(committed)

@@ -291,14 +291,8 @@ def render(
         InkError: as `as_strokes`.
     """
     strokes = as_strokes(strokes)
-    points = np.concatenate(strokes).astype(np.float64)
-    origin = points.min(0)
-    extent = points.max(0) - origin
-    scale = symbol_height / symbol_unit(strokes)
+    origin, scale, (width, height) = _frame(strokes, symbol_height, line_width, margin, max_side)
     border = 2 * margin + line_width
-    if extent.max() * scale > max_side - border:
-        scale = max(1.0, max_side - border) / extent.max()
-    width, height = np.floor(extent * scale + border).astype(int).tolist()
 
     # 4 x 4 samples a pixel look the same as more; very large images get fewer to bound the memory to 64 MB.
     samples = 4 if width * height <= 2**22 else 2
@@ -309,6 +303,29 @@ def render(
         path = ((stroke - origin) * scale + border / 2) * samples - 0.5
         _draw_stroke(draw, _thin_out(path, samples), pen)
     return canvas.reduce(samples)
+
+
+def ink_size(
+    strokes: Iterable, symbol_height: float = 28.0, line_width: float = 3.0, margin: int = 12, max_side: int = 4096
+) -> tuple[int, int]:
+    """Height and width in pixels of what `render` would draw with the same arguments, without drawing it."""
+    width, height = _frame(as_strokes(strokes), symbol_height, line_width, margin, max_side)[2]
+    return height, width
+
+
+def _frame(
+    strokes: list[np.ndarray], symbol_height: float, line_width: float, margin: int, max_side: int
+) -> tuple[np.ndarray, float, tuple[int, int]]:
+    """Upper left corner of the ink, pixels per device unit, and the image's width and height."""
+    points = np.concatenate(strokes).astype(np.float64)
+    origin = points.min(0)
+    extent = points.max(0) - origin
+    scale = symbol_height / symbol_unit(strokes)
+    border = 2 * margin + line_width
+    if extent.max() * scale > max_side - border:
+        scale = max(1.0, max_side - border) / extent.max()
+    width, height = np.floor(extent * scale + border).astype(int).tolist()
+    return origin, scale, (width, height)
 
 
 def _thin_out(path: np.ndarray, step: float) -> np.ndarray:
