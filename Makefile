@@ -2,8 +2,11 @@
 # Everything goes into .venv, except that an active environment which already has torch is used as it is.
 # TORCH is the torch requirement, used only where no torch can be imported: make demo TORCH=torch==2.13.0
 
+# PYTHON3 is the Python that .venv is made with.
+
 SHELL := /bin/bash
 TORCH ?= torch>=2.11
+PYTHON3 ?= python3
 HAS_TORCH = -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" 2>/dev/null && echo yes
 
 VENV := .venv
@@ -52,11 +55,13 @@ lint: $(STAMPS)/test
 python-path:
 	@echo $(PYTHON)
 
-# A new .venv sees the packages of a python3 that has torch, so that this torch is found and not downloaded again.
+# A new .venv sees the packages of a Python that has torch, so that this torch is found and not downloaded again.
 $(STAMPS)/torch:
 	@if [ ! -x $(PYTHON) ]; then \
-		seen=$$(python3 $(HAS_TORCH)); \
-		python3 -m venv $${seen:+--system-site-packages} $(VENV); \
+		$(PYTHON3) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+			{ echo "epigraph needs Python 3.11 or newer; name one with PYTHON3=python3.12"; exit 1; }; \
+		seen=$$($(PYTHON3) $(HAS_TORCH)); \
+		$(PYTHON3) -m venv $${seen:+--system-site-packages} $(VENV); \
 	fi
 	@mkdir -p $(STAMPS)
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
