@@ -207,6 +207,8 @@ def test_dots_and_bars_do_not_count_in_the_scale():
     assert symbol_unit([PLUS[1], *bar_and_dot]) == 100
     assert symbol_unit([PLUS[1], PLUS[1] / 2, PLUS[1] / 20]) == 75
     assert symbol_unit([PLUS[0]]) == 50
+    minus = [np.array([[0, 0], [50, 2], [100, 1]], np.float32)]
+    assert symbol_unit(minus) == 50 and render(minus).width < 100
 
 
 def test_render_line_width_is_in_pixels():

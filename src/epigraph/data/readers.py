@@ -29,7 +29,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from .ink import InkError, read_inkml
+from .ink_files import InkError, read_inkml
 from .latex import LabelReport, LatexError, normalise, tokenize
 
 if TYPE_CHECKING:

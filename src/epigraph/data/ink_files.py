@@ -1,0 +1,238 @@
+"""Ink files: strokes, truth and segmentation from InkML and JSON, with bounds on everything that comes from outside.
+
+A stroke is a float32 array `(points, 2)`, x to the right and y down, in whatever unit the device used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+MAX_COORDINATE = 1e7  # beyond it float32 no longer resolves one device unit
+# Bounds on files: the longest formula of CROHME has 6,600 points and 115 strokes.
+MAX_FILE_BYTES = 10 * 2**20
+MAX_POINTS = 50_000
+MAX_STROKES = 5_000
+
+
+class InkError(ValueError):
+    """Ink that cannot be read or drawn; the message is one sentence that names the input."""
+
+
+@dataclass
+class Ink:
+    """One handwritten expression.
+
+    Attributes:
+        strokes: one float32 array `(points, 2)` per pen-down movement, x right, y down, in device units.
+        label: the truth as the file states it (raw LaTeX), or None.
+        name: what to call this ink in messages, usually the file name.
+        symbols: `(label, stroke indices)` for every symbol of a hand-made segmentation; empty if there is none.
+    """
+
+    strokes: list[np.ndarray]
+    label: str | None = None
+    name: str = "ink"
+    symbols: list[tuple[str, list[int]]] = field(default_factory=list)
+
+
+def as_strokes(strokes: Iterable, name: str = "ink") -> list[np.ndarray]:
+    """Check strokes and bring them to float32 arrays `(points, 2)`.
+
+    Args:
+        strokes: per stroke either `(points, 2)` or a flat `[x0, y0, x1, y1, ...]`, as the formula schema stores it.
+        name: what to call the ink in an error.
+
+    Raises:
+        InkError: no point at all, an odd number of coordinates, or one that is not finite or beyond `MAX_COORDINATE`.
+    """
+    arrays = []
+    for index, stroke in enumerate(strokes):
+        try:
+            with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
+                array = np.asarray(stroke, dtype=np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InkError(f"{name}: stroke {index} holds something that is not a number ({error}).") from None
+        if array.ndim == 1 and array.size % 2 == 0:
+            array = array.reshape(-1, 2)
+        if array.ndim != 2 or array.shape[1] != 2:
+            raise InkError(f"{name}: stroke {index} is not a list of x, y pairs (its shape is {array.shape}).")
+        if len(array):
+            arrays.append(array)
+    if not arrays:
+        raise InkError(f"{name}: there is no stroke in it.")
+    # `not (<=)` also catches NaN.
+    if not float(np.abs(np.concatenate(arrays)).max()) <= MAX_COORDINATE:
+        raise InkError(f"{name}: a coordinate is not finite or larger than {MAX_COORDINATE:.0e}.")
+    return arrays
+
+
+def read_ink(path: str | Path) -> Ink:
+    """Read one ink file, InkML (`.inkml`) or JSON strokes (`.json`).
+
+    Raises:
+        InkError: another suffix, or as `read_inkml` and `read_json`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".inkml":
+        return read_inkml(path)
+    if suffix == ".json":
+        return read_json(path)
+    raise InkError(f"{path}: ink is read from .inkml and .json files, not from '{suffix or 'a file without suffix'}'.")
+
+
+def read_json(source: str | Path | bytes, name: str | None = None) -> Ink:
+    """Read strokes from JSON.
+
+    Three forms are understood: `[[[x, y], ...], ...]`, flat strokes `[[x0, y0, x1, y1, ...], ...]`, and
+    `{"strokes": either, "text": truth}`.
+
+    Args:
+        source: a path, or the content as bytes.
+        name: what to call the ink in messages; by default the file name.
+
+    Raises:
+        InkError: the file is missing, empty, over 10 MB, not such JSON, has no strokes, more than 5,000 strokes or
+            50,000 points, or coordinates that are not finite.
+    """
+    content, name = _content(source, name)
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InkError(f"{name}: not valid JSON ({error}).") from None
+    text = None
+    if isinstance(data, dict):
+        text, data = data.get("text"), data.get("strokes")
+    if not isinstance(data, list) or not all(isinstance(stroke, list) for stroke in data):
+        raise InkError(f"{name}: expected a list of strokes, or an object with 'strokes' (and 'text').")
+    if text is not None and not isinstance(text, str):
+        raise InkError(f"{name}: 'text' is not a string.")
+    strokes = as_strokes(data, name)
+    _check_bounds(len(data), sum(len(stroke) for stroke in strokes), name)
+    return Ink(strokes, label=text, name=name)
+
+
+def read_inkml(source: str | Path | bytes, name: str | None = None) -> Ink:
+    """Read strokes, truth and segmentation from InkML as CROHME, MathWriting and office programs write it.
+
+    Namespaces and prefixes do not matter; channels other than X and Y are skipped; difference-coded points
+    (`'` and `"` of the InkML specification, section 3.2.1) are decoded. Entities are never expanded.
+
+    Args:
+        source: a path, or the content as bytes.
+        name: what to call the ink in messages; by default the file name.
+
+    Raises:
+        InkError: the file is missing, empty, over 10 MB, malformed, declares entities, has no strokes, more than
+            5,000 strokes or 50,000 points, or coordinates that are not finite numbers.
+    """
+    content, name = _content(source, name)
+    try:
+        root = fromstring(content)
+    except DefusedXmlException:
+        raise InkError(f"{name}: the InkML declares entities, which are refused; remove its DOCTYPE.") from None
+    # ValueError and LookupError: an encoding that is not what the declaration says, or is unknown.
+    except (ParseError, ValueError, LookupError) as error:
+        raise InkError(f"{name}: not well-formed XML ({error}).") from None
+    if _tag(root) != "ink":
+        raise InkError(f"{name}: not InkML, its root element is <{_tag(root)}>.")
+
+    channels = [channel.get("name") for channel in root.iter() if _tag(channel) == "channel"]
+    columns = (channels.index("X"), channels.index("Y")) if {"X", "Y"} <= set(channels) else (0, 1)
+    traces = [element for element in root.iter() if _tag(element) == "trace"]
+    _check_bounds(len(traces), sum((trace.text or "").count(",") + 1 for trace in traces), name)
+    strokes, index_of = [], {}
+    for trace in traces:
+        points = _trace_points(trace.text or "", columns, f"{name}: trace {_identity(trace) or len(strokes)}")
+        if points:
+            index_of[_identity(trace) or str(len(strokes))] = len(strokes)
+            strokes.append(points)
+    return Ink(as_strokes(strokes, name), _truth(root), name, _segmentation(root, index_of))
+
+
+def _content(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+    """The bytes of a file, bounded, and what to call it."""
+    if isinstance(source, bytes):
+        content, name = source, name or "ink"
+    else:
+        name = name or Path(source).name
+        try:
+            with open(source, "rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise InkError(f"{source}: cannot be read ({error.strerror}).") from None
+    if not content.strip():
+        raise InkError(f"{name}: the file is empty.")
+    if len(content) > MAX_FILE_BYTES:
+        raise InkError(f"{name}: larger than {MAX_FILE_BYTES // 2**20} MB, which no formula is.")
+    return content, name
+
+
+def _check_bounds(strokes: int, points: int, name: str) -> None:
+    if strokes > MAX_STROKES:
+        raise InkError(f"{name}: {strokes:,} strokes are more than the {MAX_STROKES:,} that are read.")
+    if points > MAX_POINTS:
+        raise InkError(f"{name}: {points:,} points are more than the {MAX_POINTS:,} that are read; thin the ink out.")
+
+
+def _tag(element: Element) -> str:
+    """Element name without its namespace (comments have none)."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _identity(element: Element) -> str | None:
+    return element.get("id") or element.get("{http://www.w3.org/XML/1998/namespace}id")
+
+
+def _truth(element: Element) -> str | None:
+    """The annotation of an element that holds its truth: `truth` in CROHME, `normalizedLabel` in MathWriting."""
+    notes = {child.get("type"): (child.text or "").strip() for child in element if _tag(child) == "annotation"}
+    return notes.get("truth") or notes.get("normalizedLabel") or notes.get("label") or None
+
+
+def _segmentation(root: Element, index_of: dict[str, int]) -> list[tuple[str, list[int]]]:
+    """Label and stroke indices of every trace group that views traces directly, however deep it is nested."""
+    symbols = []
+    for group in (element for element in root.iter() if _tag(element) == "traceGroup"):
+        names = [(child.get("traceDataRef") or "").lstrip("#") for child in group if _tag(child) == "traceView"]
+        names += [_identity(child) for child in group if _tag(child) == "trace"]
+        indices = [index_of[name] for name in names if name in index_of]
+        label = _truth(group)
+        if label and indices:
+            symbols.append((label, indices))
+    return symbols
+
+
+_VALUE = re.compile(r"""([!'"]?)([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[TF*?])""")
+
+
+def _trace_points(text: str, columns: tuple[int, int], place: str) -> list[tuple[float, float]]:
+    """Points of one trace: values separated by space, points by comma; the other columns are skipped."""
+    points = []
+    order = {"!": 0, "'": 1, '"': 2}
+    orders = [0, 0]  # per axis: whether the file gives the value, its difference, or the difference of that
+    values, speeds = [0.0, 0.0], [0.0, 0.0]
+    for point in text.split(","):
+        if not (point := point.strip()):
+            continue
+        found = _VALUE.findall(point)
+        marked = [found[column] for column in columns if column < len(found)]
+        if len(marked) < 2 or any(number in "TF*?" for _, number in marked) or _VALUE.sub("", point).strip():
+            raise InkError(f"{place} holds '{point[:40]}' where x and y were expected.")
+        for axis, (mark, number) in enumerate(marked):
+            orders[axis] = order[mark] if mark else orders[axis]
+            if orders[axis] == 0:
+                speeds[axis], values[axis] = float(number) - values[axis], float(number)
+            else:
+                speeds[axis] = float(number) + (speeds[axis] if orders[axis] == 2 else 0.0)
+                values[axis] += speeds[axis]
+        points.append((values[0], values[1]))
+    return points
