@@ -132,8 +132,21 @@ class CoMERConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = CoMERBatchNorm(out_channels)
 
+    @property
+    def folds(self) -> bool:
+        """Whether the norm is a constant to fold: at inference, unless an adapter has replaced the convolution."""
+        return not (self.training or torch.is_grad_enabled()) and isinstance(self.conv, nn.Conv2d)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the one convolution that convolution and norm are at inference."""
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        hidden = F.relu(self.norm(self.conv(hidden), mask))
+        if self.folds:
+            hidden = F.conv2d(hidden, *self.folded(), self.conv.stride, self.conv.padding).relu_()
+        else:
+            hidden = F.relu(self.norm(self.conv(hidden), mask))
         # BatchNorm's shift makes padding non-zero, from where the next convolution would leak it into the image.
         return hidden if mask is None else hidden * mask
 
@@ -164,9 +177,26 @@ class CoMERDenseBlock(GradientCheckpointingLayer):
         self.out_channels = in_channels + num_layers * config.growth_rate
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if all(layer.bottleneck.folds for layer in self.layers):
+            return self._infer(hidden, mask)
         for layer in self.layers:
             hidden = torch.cat([hidden, layer(hidden, mask)], dim=1)
         return hidden
+
+    def _infer(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The same without concatenating: every layer reads a prefix of one channels-last buffer and adds to it."""
+        batch, channels, height, width = hidden.shape
+        buffer = hidden.new_empty(batch, height, width, self.out_channels)
+        buffer[..., :channels] = hidden.permute(0, 2, 3, 1)
+        cells = buffer.view(-1, self.out_channels)
+        for layer in self.layers:
+            weight, bias = layer.bottleneck.folded()
+            squeezed = F.linear(cells[:, :channels], weight.flatten(1), bias).relu_()
+            squeezed = squeezed.view(batch, height, width, -1).permute(0, 3, 1, 2)
+            grown = layer.growth(squeezed if mask is None else squeezed * mask, mask)
+            buffer[..., channels : channels + grown.shape[1]] = grown.permute(0, 2, 3, 1)
+            channels += grown.shape[1]
+        return buffer.permute(0, 3, 1, 2)
 
 
 class CoMERTransition(nn.Module):
