@@ -1,0 +1,12 @@
+"""Train a model from a recipe.
+
+    accelerate launch scripts/pretrain.py --recipe recipes/comer_crohme.yaml
+    python scripts/pretrain.py --recipe recipes/comer_crohme_cpu.yaml --resume
+
+Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/pretrain.py ...`
+"""
+
+from epigraph.training import main
+
+if __name__ == "__main__":
+    main()

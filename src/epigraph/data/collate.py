@@ -1,0 +1,172 @@
+"""Formulas to batches: rendering with augmentation, and batches of similar size in a reproducible order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from .ink import InkAugmentation, SymbolBank, as_strokes, render, symbol_unit
+
+SYMBOL_HEIGHT = 28.0  # pixels, the field's rule
+LINE_WIDTH = 3.0
+
+
+def bucket_by_area(
+    areas: Sequence[float],
+    lengths: Sequence[int],
+    batch_size: int = 8,
+    max_pixels: int = 320_000,
+    max_label_length: int = 200,
+    order: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Cut examples into batches that stay under a pixel budget (CoMER's rule).
+
+    A batch closes at `batch_size` examples, or when its largest image times its size would pass `max_pixels`.
+    Examples larger than `max_pixels`, or with labels longer than `max_label_length`, are left out.
+
+    Args:
+        areas: height times width of every example.
+        lengths: tokens of its label.
+        order: in which examples are taken, by default from the smallest area to the largest.
+    """
+    order = np.argsort(areas, kind="stable") if order is None else order
+    batches, batch, largest = [], [], 0.0
+    for index in map(int, order):
+        area = areas[index]
+        if area > max_pixels or lengths[index] > max_label_length:
+            continue
+        if batch and (len(batch) == batch_size or max(largest, area) * (len(batch) + 1) > max_pixels):
+            batches.append(batch)
+            batch, largest = [], 0.0
+        batch.append(index)
+        largest = max(largest, area)
+    return [*batches, batch] if batch else batches
+
+
+class FormulaDataset(torch.utils.data.Dataset):
+    """Rows of the formula schema as images; training keys draw their own, reproducible variation.
+
+    Args:
+        rows: a `datasets.Dataset` with `text` and `strokes` or `image`.
+        augmentation: how ink is varied; None draws it as it is.
+        seed: with epoch and index it determines every variation, whatever worker makes it.
+    """
+
+    def __init__(self, rows, augmentation: InkAugmentation | None = None, seed: int = 0):
+        self.rows = rows
+        self.augmentation = augmentation
+        self.seed = seed
+        columns = rows.column_names
+        self.from_ink = "strokes" in columns
+        self.texts = rows["text"][:]
+        if self.from_ink:
+            # Kept as arrays: Arrow would make Python floats of every point, at each look.
+            self.strokes = [as_strokes(strokes) for strokes in rows["strokes"]]
+            self.symbols = rows["symbols"][:] if "symbols" in columns else [None] * len(rows)
+            swapping = augmentation is not None and augmentation.swap > 0 and "symbols" in columns
+            pairs = zip(self.strokes, self.symbols)
+            self.bank = SymbolBank({"strokes": s, "symbols": y} for s, y in pairs) if swapping else None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def sizes(self) -> np.ndarray:
+        """Height and width of every unvaried image, (rows, 2), in pixels."""
+        if self.from_ink:
+            extents = np.array([np.ptp(np.concatenate(strokes), axis=0)[::-1] for strokes in self.strokes])
+            units = np.array([symbol_unit(strokes) for strokes in self.strokes])
+            return extents * (SYMBOL_HEIGHT / units)[:, None] + 2 * 12 + LINE_WIDTH
+        return np.array([image.size[::-1] for image in self.rows["image"]])
+
+    def __getitem__(self, key: int | tuple[int, int, float]) -> dict:
+        """`{"image", "text"}` of a row; a training key is (index, epoch, zoom)."""
+        index, epoch, zoom = key if isinstance(key, tuple) else (key, None, 1.0)
+        varied = epoch is not None and self.augmentation is not None
+        rng = np.random.default_rng([self.seed, epoch or 0, index])
+        if self.from_ink:
+            arguments = (self.strokes[index], SYMBOL_HEIGHT, LINE_WIDTH)
+            if varied:
+                # The zoom is the batch's, so that its images stay of one size; a little is each image's own.
+                augmentation = replace(self.augmentation, scale=(0.93 * zoom, 1.07 * zoom))
+                arguments = augmentation(self.strokes[index], rng, self.symbols[index], self.bank)
+            image = render(*arguments)
+        else:
+            image = self.rows[index]["image"]
+            if varied:
+                factor = zoom * rng.uniform(0.93, 1.07)
+                size = [max(1, round(side * factor)) for side in image.size]
+                image = image.resize(size, Image.Resampling.BILINEAR)
+        return {"image": image, "text": self.texts[index]}
+
+
+class FormulaBatches:
+    """The order of one training run: which examples make which batch, as a function of (seed, epoch) alone.
+
+    Args:
+        sizes: (rows, 2) height and width in pixels.
+        lengths: tokens of each label.
+        zoom: range of the size factor that the images of a batch share.
+    """
+
+    def __init__(self, sizes, lengths, batch_size, max_pixels, seed=0, zoom=(1.0, 1.0)):
+        self.sizes = np.asarray(sizes, dtype=np.float64)
+        self.lengths, self.batch_size, self.max_pixels = lengths, batch_size, max_pixels
+        self.seed, self.zoom = seed, zoom
+
+    def epoch(self, epoch: int) -> list[list[tuple[int, int, float]]]:
+        """The batches of an epoch, as lists of `FormulaDataset` keys."""
+        rng = np.random.default_rng([self.seed, epoch])
+        # Similar heights side by side, and within a band of heights similar widths: little padding. The noise on
+        # both makes other neighbours in every epoch.
+        noise = rng.uniform(0.85, 1.15, self.sizes.shape)
+        height, width = (self.sizes * noise).T
+        bands = np.searchsorted(np.quantile(height, np.linspace(0, 1, 9)[1:-1]), height)
+        order = np.lexsort((width, bands))
+        zooms = rng.uniform(*self.zoom, len(order))
+        areas = self.sizes.prod(1)
+        batches = bucket_by_area(areas, self.lengths, self.batch_size, self.max_pixels, order=order)
+        return [
+            [(index, epoch, float(zooms[number])) for index in batches[number]]
+            for number in rng.permutation(len(batches))
+        ]
+
+
+class FormulaCollator:
+    """Examples to the model's arguments, through its processor."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        images = [example["image"] for example in examples]
+        return dict(self.processor(images=images, text=[example["text"] for example in examples]))
+
+
+class FormulaLoader:
+    """Training batches of one process, from any place in the run.
+
+    Of every global batch process `rank` takes each `world`-th example, so that the global batch is that of one
+    process.
+    """
+
+    def __init__(self, dataset: FormulaDataset, batches: FormulaBatches, processor, num_workers=0, rank=0, world=1):
+        self.dataset, self.batches, self.collate = dataset, batches, FormulaCollator(processor)
+        self.num_workers, self.rank, self.world = num_workers, rank, world
+
+    def __call__(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of `epoch` from number `start` on."""
+        # A global batch smaller than the number of processes would leave one without work.
+        batches = [batch for batch in self.batches.epoch(epoch) if len(batch) >= self.world]
+        mine = [batch[self.rank :: self.world] for batch in batches[start:]]
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=mine,
+                collate_fn=self.collate,
+                num_workers=self.num_workers,
+                multiprocessing_context="fork" if self.num_workers else None,
+            )
+        )
