@@ -1,18 +1,70 @@
-"""Official checkpoints to epigraph model folders."""
+"""Official checkpoints to epigraph model folders.
 
+python scripts/convert.py comer "lightning_logs/version_0/checkpoints/epoch=151.ckpt" comer-official
+"""
+
+import argparse
+import json
+import os
 import re
-from dataclasses import dataclass, field
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .models.configuration_comer import CoMERConfig
+from .models.grammar_comer import grammar_from_vocabulary
 from .models.modeling_comer import CoMERForConditionalGeneration
 from .models.processing import comer_processor
+from .models.tokenization import SPECIAL_TOKENS
+
+# Lightning up to 1.4 files the state of each callback under the callback's class.
+_HARMLESS_GLOBALS = ("pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.")
 
 
 class ConversionError(ValueError):
     """A checkpoint that is not what the converter knows."""
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """What `torch.save` or safetensors wrote: tensors and plain values, never code.
+
+    Classes that name Lightning callbacks are read as empty stand-ins of the same name.
+
+    Returns:
+        The dictionary of the file; of a safetensors file, its tensors under `state_dict`.
+
+    Raises:
+        ConversionError: the file is missing, damaged, no checkpoint, or names any other class or function.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"There is no checkpoint file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return {"state_dict": load_file(path)}
+        names = get_unsafe_globals_in_checkpoint(path)
+        if refused := sorted(name for name in names if not name.startswith(_HARMLESS_GLOBALS)):
+            raise ConversionError(
+                f"{path} asks for {', '.join(refused[:3])}, which could run code: nothing was loaded; "
+                "save its tensors as safetensors where you trust it."
+            )
+        with safe_globals([(type(name.rpartition(".")[2], (), {}), name) for name in names]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except ConversionError:
+        raise
+    except Exception as error:  # what torch raises depends on where the damage is
+        reason = str(error).partition("\n")[0][:200]
+        raise ConversionError(f"{path} is damaged or no checkpoint ({reason}).") from None
+    if not isinstance(checkpoint, dict):
+        raise ConversionError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary.")
+    return checkpoint
 
 
 # Official name (below `comer_model.`) -> ours; the first match wins.
@@ -70,9 +122,13 @@ def convert_comer_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, t
     converted, unknown = {}, []
     for full_name, tensor in state_dict.items():
         name = full_name.removeprefix("comer_model.")
-        packed = re.fullmatch(r"decoder\.model\.layers\.(\d+)\.(self_attn|multihead_attn)\.in_proj_(weight|bias)", name)
+        packed = re.fullmatch(
+            r"decoder\.model\.layers\.(\d+)\.(self_attn|multihead_attn)\.in_proj_(weight|bias)", name
+        )
         if packed:
             layer, part, leaf = packed.groups()
+            if tensor.ndim == 0 or len(tensor) % 3:
+                raise ConversionError(f"{full_name} has the shape {tuple(tensor.shape)}, not three projections'.")
             for projection, piece in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
                 converted[f"decoder.layers.{layer}.{_ATTENTION_PARTS[part]}.{projection}.{leaf}"] = piece.clone()
         elif name == "decoder.pos_enc.pe":
@@ -104,4 +160,137 @@ def comer_config(hyper_parameters: dict, **overrides) -> CoMERConfig:
         raise ConversionError(f"The checkpoint's hyper-parameters lack {', '.join(missing)}.")
     values = {ours: hyper_parameters[official] for official, ours in names.items()}
     depth = [hyper_parameters["num_layers"]] * 3
-    return CoMERConfig(**values, dense_layers=depth, mask_padding=False, **overrides)
+    try:
+        return CoMERConfig(**values, dense_layers=depth, mask_padding=False, **overrides)
+    except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
+        raise ConversionError(f"The checkpoint's hyper-parameters make no model: {error.__cause__}") from None
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object; ConversionError naming the file where it is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"The hyper-parameters {path} cannot be read as JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ConversionError(f"The hyper-parameters {path} are a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def read_dictionary(path: str | Path) -> list[str]:
+    """Symbols, one a line; ConversionError naming the file where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"The dictionary {path} cannot be read ({error}).") from None
+
+
+def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
+    """Loads `state_dict` into a model on the meta device; ConversionError unless names and shapes are exactly its."""
+    wanted = model.state_dict()
+    if missing := sorted(wanted.keys() - state_dict.keys()):
+        raise ConversionError(f"The checkpoint lacks {len(missing)} tensors, the first: {', '.join(missing[:3])}.")
+    if extra := sorted(state_dict.keys() - wanted.keys()):
+        raise ConversionError(
+            f"The checkpoint holds {len(extra)} tensors that its hyper-parameters do not call for, the first: "
+            f"{', '.join(extra[:3])}."
+        )
+    for name, tensor in wanted.items():
+        if state_dict[name].shape != tensor.shape:
+            raise ConversionError(
+                f"{name} has the shape {tuple(state_dict[name].shape)}; the hyper-parameters call for "
+                f"{tuple(tensor.shape)}."
+            )
+    state_dict = {name: state_dict[name].to(tensor.dtype).contiguous() for name, tensor in wanted.items()}
+    model.load_state_dict(state_dict, assign=True)
+
+
+def save_folder(out_dir: Path, *parts):
+    """Saves model and processor as `out_dir`, wholly or not at all."""
+    unfinished = None
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its destination, because a rename cannot cross file systems.
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+        for part in parts:
+            part.save_pretrained(unfinished)
+        unfinished.chmod(0o755)
+        os.replace(unfinished, out_dir)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{out_dir} cannot be written ({error}).") from None
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def convert_comer(
+    checkpoint: str | Path,
+    out_dir: str | Path,
+    hyper_parameters: str | Path | None = None,
+    dictionary: str | Path | None = None,
+):
+    """Turns an official CoMER checkpoint into a folder that AutoModel and AutoProcessor load.
+
+    Args:
+        checkpoint: the Lightning file, or its tensors as safetensors under their official names.
+        out_dir: folder to write; it must not exist, or be empty.
+        hyper_parameters: JSON of the official hyper-parameters, for a checkpoint that does not hold them.
+        dictionary: one symbol a line in the order of their ids; CROHME's 110 symbols if None.
+
+    Raises:
+        ConversionError: one sentence that says what is wrong with which file. Nothing is written then.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ConversionError(f"{out_dir} exists already; name another folder or remove it.")
+    content = load_checkpoint(checkpoint)
+    official = content.get("state_dict")
+    if not isinstance(official, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in official.values()):
+        raise ConversionError(f"{checkpoint} has no state_dict of tensors; name the file that Lightning wrote.")
+    values = read_json(hyper_parameters) if hyper_parameters else content.get("hyper_parameters")
+    if not isinstance(values, dict):
+        raise ConversionError(f"{checkpoint} holds no hyper_parameters; name a JSON file with --hyper-parameters.")
+
+    symbols = None if dictionary is None else read_dictionary(dictionary)
+    processor = comer_processor(symbols, polarity="light_on_dark", antialias=False)
+    vocabulary = processor.tokenizer.get_vocab()
+    state_dict = convert_comer_state_dict(official)
+    written = state_dict["lm_head.bias"].shape if "lm_head.bias" in state_dict else (len(vocabulary),)
+    if written != (len(vocabulary),):
+        raise ConversionError(
+            f"{checkpoint} writes {written[0] if written else 0} tokens, the dictionary has {len(vocabulary)} with "
+            f"{', '.join(SPECIAL_TOKENS)}; name the file of its symbols with --dictionary."
+        )
+    # Each layer brings tensors: more layers than tensors would only take time and memory.
+    depths = [values.get("num_layers"), values.get("num_decoder_layers")]
+    if any(isinstance(depth, int) and depth > len(official) for depth in depths):
+        raise ConversionError(f"The hyper-parameters of {checkpoint} call for more layers than it has tensors.")
+    config = comer_config(values, vocab_size=len(vocabulary), grammar=grammar_from_vocabulary(vocabulary))
+    with torch.device("meta"):
+        model = CoMERForConditionalGeneration(config)
+    fit_tensors(state_dict, model)
+    save_folder(out_dir, model.eval(), processor)
+
+
+CONVERTERS = {"comer": convert_comer}
+
+
+def main(args: list[str] | None = None):
+    """`epigraph convert` and scripts/convert.py."""
+    parser = argparse.ArgumentParser(
+        description="Turn an official checkpoint into a model folder for AutoModel and AutoProcessor. "
+        "The file is read as data: nothing in it is ever run."
+    )
+    parser.add_argument("method", metavar="METHOD", choices=CONVERTERS, help=", ".join(CONVERTERS))
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Lightning .ckpt, or .safetensors with its names")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="model folder to write; must not exist")
+    parser.add_argument(
+        "--hyper-parameters", metavar="FILE", help="JSON of the official hyper-parameters, where CHECKPOINT has none"
+    )
+    parser.add_argument("--dictionary", metavar="FILE", help="its symbols, one a line (default: CROHME's 110)")
+    given = parser.parse_args(args)
+    try:
+        CONVERTERS[given.method](given.checkpoint, given.out_dir, given.hyper_parameters, given.dictionary)
+    except ConversionError as error:
+        sys.exit(f"convert: {error}")
+    print(f"{given.out_dir}: load it with AutoModel.from_pretrained and AutoProcessor.from_pretrained")
