@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 def published(saved, tmp_path):
     """(model folder, card, results) that fit each other."""
     model_dir = shutil.copytree(saved, tmp_path / saved.name)
-    (model_dir / "training_curve.png").write_bytes(b"not looked at")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50, "loss": 2.0}\n{"step": 100, "loss": 1.0}\n')
     card = tmp_path / "tiny-hme.md"
     card.write_text((ROOT / "model_cards" / "comer-hme.md").read_text())
     row = {"source": "made-up", "split": "test", "protocol": "standard", "n": 8}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from . import models
+from .training_curve import draw_training_curve
 
 CODE_REPO = "epigraph/epigraph-code"
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
@@ -255,7 +256,8 @@ def push(
     """Publish a model folder as one commit: weights, config with `auto_map`, processor, results and rendered card.
 
     Everything is checked before anything is uploaded: the folder loads and its weights fit, the card is complete, the
-    results were measured on these weights, `code_repo` exists.
+    results were measured on these weights, `code_repo` exists. The training curve is drawn into the folder if training
+    left a metrics.jsonl there or beside it.
 
     Args:
         model_dir: what `save_pretrained` wrote, processor included.
@@ -273,6 +275,11 @@ def push(
     name = model_dir.resolve().name
     config = check_model(model_dir)
     results = Path(results or f"model_cards/results/{name}.json")
+    log = next(
+        (path for path in (model_dir / "metrics.jsonl", model_dir.parent / "metrics.jsonl") if path.is_file()), None
+    )
+    if log and not list(model_dir.glob("training_curve.*")):
+        draw_training_curve(log, model_dir / "training_curve.png")
     readme = render_card(card or f"model_cards/{name}.md", results, model_dir)
 
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
