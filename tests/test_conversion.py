@@ -1,4 +1,4 @@
-"""Conversion of official checkpoints: what comes out, and everything that is refused, code in a pickle first of all."""
+"""Conversion of official checkpoints: what comes out, and all that is refused, code in a pickle first of all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""CoMER: handwritten mathematical expression recognition with coverage attention (Zhao & Gao, ECCV 2022, arXiv 2207.04410).
+"""CoMER: handwritten formulas read with coverage attention (Zhao & Gao, ECCV 2022, arXiv 2207.04410).
 
 A DenseNet encoder and a transformer decoder whose cross-attention is refined by what it has already looked at. One
 decoder reads in both directions: its first token says which. Built from the paper and from measurements of the
@@ -92,7 +92,7 @@ class CoMERBatchNorm(nn.BatchNorm2d):
         """
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if not self.training or (mask is None and not distributed):
-            return super().forward(hidden)
+            return self._normalised(hidden)
         if mask is None:
             mask = torch.ones_like(hidden[:, :1], dtype=torch.bool)
         # Only the image cells, as one long channels-last image: the fastest layout for the native kernel.
@@ -102,9 +102,20 @@ class CoMERBatchNorm(nn.BatchNorm2d):
         if distributed:
             packed = self._synchronised(packed.float()).to(hidden.dtype)
         else:
-            packed = super().forward(packed[None, :, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
+            packed = self._normalised(packed[None, :, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
         dense = torch.zeros_like(dense).index_copy(0, cells, packed)
         return dense.view(hidden.shape[0], *hidden.shape[2:], -1).permute(0, 3, 1, 2)
+
+    @property
+    def _counted(self) -> bool:
+        """Gradient checkpointing repeats the forward pass within the backward pass: its cells are counted."""
+        return torch._C._current_graph_task_id() != -1
+
+    def _normalised(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self._counted):
+            return super().forward(hidden)
+        running = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(hidden, *running, self.weight, self.bias, True, self.momentum, self.eps)
 
     def _synchronised(self, packed: torch.Tensor) -> torch.Tensor:
         """Normalises (cells, channels) by the statistics of all processes (there is no SyncBatchNorm for CPUs)."""
@@ -116,11 +127,12 @@ class CoMERBatchNorm(nn.BatchNorm2d):
         )
         mean = total / count
         variance = (squares / count - mean * mean).clamp(min=0)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        if not self._counted:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                unbiased = variance * count / (count - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return (packed - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias
 
 
