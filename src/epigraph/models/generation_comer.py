@@ -239,8 +239,6 @@ class _Search:
         parents, tokens = index // log_probs.shape[-1], index % log_probs.shape[-1]
         if length == settings.max_length - 1:
             finished = torch.ones_like(best[:, 0], dtype=torch.bool)
-        elif settings.early_stopping:
-            finished = (kept[:, -1] > _NEG_INF) | (best[:, 0] == _NEG_INF)
         else:
             finished = self._cannot_improve(best[:, 0], length)
         if self.grammar is not None:
@@ -252,21 +250,27 @@ class _Search:
 
         A log-probability only falls, so a beam's final score is at most its present sum over the length penalty that
         suits it best; and the reverse score, never above 0, only takes away. Readings are compared by total score, so
-        the few hypotheses that could decide this are rated by the other direction at once.
+        the few hypotheses that could decide this are rated by the other direction at once. Early stopping takes the
+        forward score and the present length for the final ones.
         """
-        settings = self.settings
-        longest = settings.max_length - 1 if settings.length_penalty > 0 else length + 1
-        bound = best / longest**settings.length_penalty
-        wanted = settings.num_return_sequences
-        possible = self.done.scores[self.live, :wanted] > bound[:, None]
+        settings, wanted = self.settings, self.settings.num_return_sequences
+        ends_late = settings.length_penalty > 0 and not settings.early_stopping
+        bound = best / (settings.max_length - 1 if ends_late else length + 1) ** settings.length_penalty
+        if settings.early_stopping:
+            return bound <= self.done.scores[self.live, wanted - 1]
+        # An image is settled together: its other direction may hold the reading that ends this one.
+        images = self.image_of[self.live]
+        lowest = bound.new_full((self.images,), torch.inf).scatter_reduce(0, images, bound, "amin")
+        possible = self.done.scores[:, :wanted] > lowest[self.image_of][:, None]
         if not possible.any():
             return best == _NEG_INF
         if settings.direction == "joint":
-            possible &= self.done.reverse[self.live, :wanted].isnan()
-            if possible.any():
-                rows, places = possible.nonzero().unbind(1)
-                self._rate(self.live[rows], places)
-        return bound <= self._last_wanted()[self.image_of[self.live]]
+            if (possible & self.done.reverse[:, :wanted].isnan()).any():
+                self._share_scores()
+                searches, places = (possible & self.done.reverse[:, :wanted].isnan()).nonzero().unbind(1)
+                if len(searches):
+                    self._rate(searches, places)
+        return bound <= self._last_wanted()[images]
 
     def _finish(self, parents, scores, length):
         """Offers the sequences of beams `parents`, `length` tokens long, as finished with `scores`."""
@@ -439,7 +443,8 @@ class CoMERGenerationMixin(GenerationMixin):
             return_dict_in_generate: give all scores.
             num_beams, length_penalty, temperature, num_return_sequences: as in transformers; defaults 10, 1.0, 1.0, 1.
             max_length: tokens of a reading with its start and stop token, default 200; `max_new_tokens` = one less.
-            early_stopping: True ends a search at `num_beams` finished readings.
+            early_stopping: True ends a search when no running beam is better at its present length than its readings:
+                faster, and longer readings may be missed. In the official search, at `num_beams` readings.
 
         Returns:
             Token ids (batch * num_return_sequences, length) in reading order, without start and stop, pad after the
