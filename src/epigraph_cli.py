@@ -49,25 +49,33 @@ def read(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file.")] = False,
     search: Annotated[
         Search, typer.Option(help="official: the search of the official code, without grammar.")
-    ] = "exact",
-    direction: Annotated[Direction, typer.Option(help="Decode in both directions, or in one.")] = "joint",
+    ] = Search.exact,
+    direction: Annotated[Direction, typer.Option(help="Decode in both directions, or in one.")] = Direction.joint,
 ):
     """Print what each file says, with its score. A file that cannot be read is reported and the others are read."""
     from epigraph import read as read_files
 
-    failed = False
     results = read_files(
-        [str(path) for path in files], model=model, task=task, batch_size=batch_size, device=device, dtype=dtype
+        [str(path) for path in files],
+        model=model,
+        task=task,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        n_best=n_best,
+        progress=len(files) > 1,
+        search=search.value,
+        direction=direction.value,
     )
-    for path, result in zip(files, results):
-        failed |= bool(result.error)
+    for result in results:
         if as_json:
-            print(json.dumps({"file": str(path), **asdict(result)}, ensure_ascii=False))
+            print(json.dumps(asdict(result), ensure_ascii=False))
         elif result.error:
-            print(f"{path}: {result.error}", file=sys.stderr)
+            print(result.error, file=sys.stderr)
         else:
-            print(f"{path}\t{result.score:.3f}\t{result.text}")
-    raise typer.Exit(code=int(failed))
+            for candidate in result.n_best:
+                print(f"{result.name}\t{candidate.score:.3f}\t{candidate.text}")
+    raise typer.Exit(code=int(any(result.error for result in results)))
 
 
 def forward(name: str, module: str, summary: str):

@@ -19,10 +19,17 @@ for _config, _classes, _image_processor, _processor in MODELS:
     AutoImageProcessor.register(_config, image_processor_classes={"pil": _image_processor})
     AutoProcessor.register(_config, _processor)
 
+# They need the classes registered above.
+from .pipelines import FormulaRecognitionPipeline  # noqa: E402
+from .reading import FormulaReading, read  # noqa: E402
+
 __all__ = [
     "CoMERConfig",
     "CoMEREncoder",
     "CoMERForConditionalGeneration",
+    "FormulaReading",
+    "FormulaRecognitionPipeline",
     "TextImageProcessor",
     "TextProcessor",
+    "read",
 ]

@@ -1,0 +1,491 @@
+"""Reading: files, images, ink or bytes become text by one road, which the pipeline, the command and evaluation share.
+
+Ink is rendered to an image; the image goes through the processor, `model.generate` and the tokenizer. A bad input never
+stops the others: its result carries a sentence in `error`.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from numbers import Number
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+from .data.ink import Ink, read_inkml, read_json, render
+
+HUB_ORGANISATION = "epigraph"
+# What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
+DEFAULT_CHECKPOINTS = {"maths": "comer-hme", "ink": "comer-hme"}
+TASKS_OF = {"comer": ("maths", "ink")}
+DTYPES = ("float32", "bfloat16", "float16")
+
+IMAGE_FORMATS = {
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+MAX_PIXELS = 64_000_000  # the largest phone cameras deliver 50 million; decoded, these take up to 256 MB
+MAX_SIDE = 4096  # larger images are reduced before they become floats; models read at most 1024 x 256 pixels
+WINDOW = 32  # batches whose images are sorted by size together, all of them in memory
+
+
+@dataclass
+class Candidate:
+    """One reading of an input.
+
+    Attributes:
+        text: LaTeX tokens separated by spaces.
+        score: mean of `forward_score` and `reverse_score`; of a single direction, its score.
+        forward_score: log-probability per token, the stop token included, in the direction that found the text.
+        reverse_score: the same in the other direction; None where only one was read.
+    """
+
+    text: str
+    score: float
+    forward_score: float
+    reverse_score: float | None = None
+
+
+@dataclass
+class FormulaReading:
+    """What one input says.
+
+    Attributes:
+        name: the path as it was given, the ink's name, or "input 3".
+        text: LaTeX tokens separated by spaces; empty where the input could not be read.
+        score: log-probability per token, at most 0 and better when higher; `Candidate.score` of the first reading.
+        token_scores: log-probability of each token of `text`, in reading order.
+        n_best: the best readings, `text` first; as many as were asked for, or as there are.
+        error: one sentence that names the input and says why it could not be read; None where it was.
+    """
+
+    name: str
+    text: str = ""
+    score: float | None = None
+    token_scores: list[float] = field(default_factory=list)
+    n_best: list[Candidate] = field(default_factory=list)
+    error: str | None = None
+
+
+def read(
+    inputs,
+    model: str | Path | PreTrainedModel | None = None,
+    task: str | None = None,
+    pool=None,
+    k: int = 2,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    processor: ProcessorMixin | None = None,
+    n_best: int = 1,
+    progress: bool = False,
+    **generation,
+) -> FormulaReading | list[FormulaReading]:
+    """Read handwritten formulas from images or ink.
+
+    Inputs are read in order of size, and returned in their own order; what an input is read with does not change its
+    result. The model is loaded at every call that names it: to call often, pass it loaded.
+
+    Args:
+        inputs: one input or a list. An input is a path (.png, .jpg, .bmp, .gif, .tif, .webp, .inkml, .json), the content
+            of such a file as bytes, a PIL image, an array or tensor (height, width), (height, width, 3) or
+            (channels, height, width), an `epigraph.data.ink.Ink`, or a list of strokes, each of (points, 2), y down.
+        model: folder, Hub id, or a loaded model; by default the task's own checkpoint (`DEFAULT_CHECKPOINTS`), from
+            ./checkpoints or the Hub.
+        task: "maths" reads images and ink, "ink" accepts ink only; by default it follows from the input.
+        pool, k: examples for recognisers that learn in context, which this version does not have yet.
+        batch_size: inputs that are read together.
+        device: by default CUDA where there is one, else the CPU.
+        dtype: "float32" (default), "bfloat16" or "float16".
+        processor: needed for a loaded model that was not loaded from a folder or the Hub.
+        n_best: readings per input.
+        progress: show a progress bar on a terminal.
+        generation: settings of the model's `generate`; for CoMER `search`, `direction`, `num_beams`, `max_length` ...
+
+    Returns:
+        A `FormulaReading`, or a list of them for a list.
+
+    Raises:
+        ValueError: unknown task or setting, a checkpoint that cannot be loaded or lacks weights; one sentence.
+    """
+    if pool is not None:
+        raise ValueError(
+            f"pool is for models that learn in context; CoMER reads without one, so leave pool={pool!r} out."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    if isinstance(model, PreTrainedModel):
+        if device is not None or dtype is not None:
+            raise ValueError(
+                "device and dtype are for a model named by folder or Hub id; move the loaded one with .to()."
+            )
+        _check_task(task, model.config.model_type, model.name_or_path or "the model")
+        processor = processor or _load_processor(model.name_or_path)
+    else:
+        model, loaded = load(model, task, device, dtype)
+        processor = processor or loaded
+    single = not is_batch(inputs)
+    readings = list(
+        read_all(
+            [inputs] if single else inputs,
+            model,
+            processor,
+            task=task,
+            batch_size=batch_size,
+            progress=progress,
+            n_best=n_best,
+            **generation,
+        )
+    )
+    return readings[0] if single else readings
+
+
+def is_batch(inputs) -> bool:
+    """Whether `inputs` is a list of inputs rather than one: a list of strokes is one input."""
+    return isinstance(inputs, (list, tuple)) and not (inputs and _is_stroke(inputs[0]))
+
+
+def _is_stroke(item) -> bool:
+    """An array (points, 2), or a list of numbers or of pairs of numbers."""
+    if isinstance(item, np.ndarray):
+        return item.ndim == 1 or (item.ndim == 2 and item.shape[1] == 2)
+    if not isinstance(item, (list, tuple)) or not item:
+        return False
+    first = item[0]
+    pair = isinstance(first, (list, tuple)) and len(first) == 2 and isinstance(first[0], Number)
+    return pair or isinstance(first, Number)
+
+
+def read_all(
+    inputs: Iterable,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    names: Iterable[str] | None = None,
+    task: str | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    n_best: int = 1,
+    **generation,
+) -> Iterator[FormulaReading]:
+    """Read a stream of inputs with a loaded model; memory stays bounded however many there are.
+
+    Args:
+        inputs: see `read`; a sized iterable gives the progress bar its total.
+        names: what to call each input in its result, in the same order.
+        task, batch_size, progress, n_best, generation: see `read`.
+
+    Yields:
+        One `FormulaReading` per input, in order. The model is in evaluation mode while it reads, and put back after.
+    """
+    total = len(inputs) if hasattr(inputs, "__len__") else None
+    names = iter(names) if names is not None else None
+    numbered = enumerate(inputs, start=1)
+    training = model.training
+    model.eval()
+    bar = tqdm(total=total, desc="Reading", unit=" formulas", disable=None if progress else True)
+    try:
+        while window := list(islice(numbered, WINDOW * batch_size)):
+            readings, ready = [], []
+            for number, item in window:
+                name = next(names) if names is not None else _name_of(item, number)
+                readings.append(FormulaReading(name))
+                try:
+                    ready.append((len(readings) - 1, prepare(item, processor, task, name)))
+                except ValueError as error:
+                    readings[-1].error = str(error)
+                    bar.update()
+            ready.sort(key=lambda entry: entry[1].numel())
+            for start in range(0, len(ready), batch_size):
+                places, pixels = zip(*ready[start : start + batch_size])
+                batch = [readings[place] for place in places]
+                _generate(model, processor, batch, pixels, n_best, generation)
+                bar.update(len(batch))
+            yield from readings
+    finally:
+        bar.close()
+        model.train(training)
+
+
+def _generate(
+    model, processor, readings: list[FormulaReading], pixels: list[torch.Tensor], n_best: int, generation: dict
+):
+    """Fill `readings` in with what the model reads in `pixels`, each (1, height, width)."""
+    height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
+    padding = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in pixels]
+    output = model.generate(
+        pixel_values=torch.stack([F.pad(image, pad) for image, pad in zip(pixels, padding)]).to(model.device),
+        pixel_mask=torch.stack([F.pad(torch.ones_like(i[0]), pad) for i, pad in zip(pixels, padding)]).to(
+            model.device
+        ),
+        num_return_sequences=n_best,
+        return_dict_in_generate=True,
+        **generation,
+    )
+    texts = processor.decode_labels(output.sequences.tolist())
+    forward = output.forward_scores.float().tolist()
+    reverse = [None] * len(forward) if output.reverse_scores is None else output.reverse_scores.float().tolist()
+    for index, reading in enumerate(readings):
+        for row in range(index * n_best, (index + 1) * n_best):
+            if output.sequences_scores[row] == -math.inf:
+                break  # the search found no more
+            score = forward[row] if reverse[row] is None else (forward[row] + reverse[row]) / 2
+            reading.n_best.append(Candidate(texts[row], score, forward[row], reverse[row]))
+        if not reading.n_best:
+            reading.error = f"{reading.name}: no formula fits within max_length; allow a longer one."
+            continue
+        best = reading.n_best[0]
+        reading.text, reading.score = best.text, best.score
+        reading.token_scores = output.token_scores[index * n_best, : len(best.text.split())].float().tolist()
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def load(
+    model: str | Path | None = None,
+    task: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a checkpoint for reading, in evaluation mode, with its processor. Arguments as in `read`.
+
+    Raises:
+        ValueError: no such checkpoint, one that is not complete or is of another kind, an unknown task or dtype.
+    """
+    dtype = str(dtype or "float32").removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_task(task)
+    folder = checkpoint_folder(model, task)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model or folder}: its config.json cannot be used ({_first_line(error)}).") from None
+    _check_task(task, config.model_type, model or folder)
+    try:
+        with _quiet():
+            loaded, info = AutoModel.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises
+        raise ValueError(f"{model or folder}: its weights cannot be loaded ({_first_line(error)}).") from error
+    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or unknown:
+        raise ValueError(
+            f"{model or folder}: its weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}; save the model again with save_pretrained."
+        )
+    try:
+        return loaded.eval().to(device), _load_processor(folder)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!s} cannot be used ({_first_line(error)}).") from None
+
+
+@contextmanager
+def _quiet():
+    """Neither progress bars for a second's work nor tables of missing weights, which `load` puts into one sentence."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def checkpoint_folder(model: str | Path | None = None, task: str | None = None) -> Path:
+    """The local folder of a checkpoint, fetched from the Hub where needed; see `read` for the arguments.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be reached.
+    """
+    name = str(model) if model is not None else default_checkpoint(task or "maths")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name}: no config.json in this folder; name one that save_pretrained wrote.")
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or folder.parent.is_dir():
+        raise ValueError(f"{name}: no such folder; name a model folder, or owner/name on the Hub.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({_first_line(error)}).") from None
+
+
+def default_checkpoint(task: str) -> str:
+    """The task's own checkpoint: in ./checkpoints, in those of this source tree, else its name on the Hub."""
+    name = DEFAULT_CHECKPOINTS[task]
+    for root in (Path(), Path(__file__).resolve().parents[2]):
+        folder = root / "checkpoints" / name
+        if (folder / "config.json").is_file():
+            return str(folder)
+    return f"{HUB_ORGANISATION}/{name}"
+
+
+def _check_task(task: str | None, model_type: str | None = None, model: str | Path = ""):
+    if task is not None and task not in DEFAULT_CHECKPOINTS:
+        raise ValueError(f"task must be one of {', '.join(DEFAULT_CHECKPOINTS)} in this version, not {task!r}.")
+    if model_type is not None and (model_type not in TASKS_OF or (task and task not in TASKS_OF[model_type])):
+        raise ValueError(f"{model}: a model of type {model_type!r} does not read {task or 'formulas'}.")
+
+
+def _load_processor(folder: str | Path) -> ProcessorMixin:
+    if not folder:
+        raise ValueError("the model was not loaded from a folder or the Hub, so pass its processor too.")
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder}: its processor cannot be loaded ({_first_line(error)}).") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+# ----------------------------------------------------------------------------------------------------------- inputs
+
+
+def prepare(item, processor: ProcessorMixin, task: str | None = None, name: str | None = None) -> torch.Tensor:
+    """One input as the model sees it: (1, height, width) float32 in 0..1, white ink on black.
+
+    Raises:
+        ValueError: it cannot be read; one sentence that names it.
+    """
+    name = name or _name_of(item, 1)
+    image = to_image(item, name, task)
+    height, width = image.shape[-2:] if _is_channel_first(image) else _height_and_width(image)
+    try:
+        processor.image_processor.scale_factor(height, width)  # refuses before anything large is computed
+        if isinstance(image, Image.Image) and max(image.size) > MAX_SIDE:
+            image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
+        return processor(images=[image])["pixel_values"][0]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {str(error).removeprefix('Image 0 cannot be read: ')}") from None
+
+
+def to_image(item, name: str, task: str | None = None) -> Image.Image | np.ndarray:
+    """One input as an image that the processor takes: opened, rendered, turned upright.
+
+    Raises:
+        ValueError: it cannot be opened, or is an image while the task is "ink"; one sentence that names it.
+    """
+    content = _open(item, name)
+    if isinstance(content, Ink):
+        return render(content.strokes)
+    if task == "ink":
+        raise ValueError(f"{name}: an image, but task 'ink' reads strokes (InkML, JSON); read it with task 'maths'.")
+    if isinstance(content, torch.Tensor):
+        content = content.detach().cpu()
+        content = (content.float() if content.is_floating_point() else content).numpy()
+    if isinstance(content, np.ndarray):
+        if content.ndim not in (2, 3) or content.dtype.kind not in "buif" or content.size == 0:
+            raise ValueError(f"{name}: an array of shape {content.shape} and type {content.dtype}, which is no image.")
+        _check_pixels(content.size, name)
+        return content
+    if not isinstance(content, Image.Image):
+        raise ValueError(f"{name}: {type(item).__name__} is nothing that can be read; pass a path, an image or ink.")
+    _check_pixels(content.width * content.height, name)
+    # Photographs that some phones store carry a preview as second frame.
+    if getattr(content, "n_frames", 1) > 1 and content.format != "MPO":
+        raise ValueError(f"{name}: it has {content.n_frames} frames; save the one to read as an image of its own.")
+    try:
+        return _common_mode(ImageOps.exif_transpose(content))
+    # What Pillow raises on damaged files depends on the format.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{name}: the image is damaged ({_first_line(error)}).") from None
+
+
+def _open(item, name: str):
+    """Files and bytes as ink or as an image not yet decoded, strokes as ink; all else as it is."""
+    if isinstance(item, (str, Path)):
+        suffix = Path(item).suffix.lower()
+        if suffix in (".inkml", ".json"):
+            return (read_inkml if suffix == ".inkml" else read_json)(item, name=name)
+        if suffix not in IMAGE_FORMATS:
+            kinds = ", ".join([*IMAGE_FORMATS, ".inkml", ".json"])
+            raise ValueError(f"{name}: files that can be read end in {kinds}, not in '{suffix}'.")
+        return _open_image(item, name)
+    if isinstance(item, bytes):
+        start = item[:256].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if start == b"<":
+            return read_inkml(item, name=name)
+        return read_json(item, name=name) if start in (b"[", b"{") else _open_image(io.BytesIO(item), name)
+    if isinstance(item, (list, tuple)):
+        return Ink(list(item), name=name)
+    return item
+
+
+def _open_image(source, name: str) -> Image.Image:
+    """Read the header of an image file. Only formats that are listed: Pillow knows some that run programs."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            return Image.open(source, formats=sorted(set(IMAGE_FORMATS.values())))
+    except FileNotFoundError:
+        raise ValueError(f"{name}: no such file.") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image, or damaged at its beginning.") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name}: more than {MAX_PIXELS:,} pixels; shrink it first.") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{name}: cannot be opened ({getattr(error, 'strerror', None) or _first_line(error)})."
+        ) from None
+
+
+def _check_pixels(pixels: int, name: str):
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{name}: {pixels:,} pixels are more than the {MAX_PIXELS:,} that are read; shrink it first.")
+
+
+def _common_mode(image: Image.Image) -> Image.Image:
+    """Decode, to grey or RGB with or without transparency, 8 bits each."""
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "RGBA") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _is_channel_first(image) -> bool:
+    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 2, 3, 4)
+
+
+def _height_and_width(image) -> tuple[int, int]:
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+
+
+def _name_of(item, number: int) -> str:
+    if isinstance(item, (str, Path)):
+        return str(item)
+    if isinstance(item, Ink):
+        return item.name
+    return str(getattr(item, "filename", "") or f"input {number}")
+
+
+__all__ = ["DEFAULT_CHECKPOINTS", "HUB_ORGANISATION", "Candidate", "FormulaReading", "load", "read", "read_all"]
