@@ -52,6 +52,24 @@ def goldens_dir():
     return Path(os.environ["EPIGRAPH_GOLDENS"])
 
 
+@pytest.fixture(scope="session")
+def tiny_comer(tmp_path_factory):
+    """Folder of a CoMER with random weights and its processor, small enough for any test; damage only copies."""
+    import torch
+
+    from epigraph.models.configuration_comer import CoMERConfig
+    from epigraph.models.modeling_comer import CoMERForConditionalGeneration
+    from epigraph.models.processing import comer_processor
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16}
+    config = CoMERConfig(**sizes, growth_rate=4, dense_layers=(1, 1, 1), coverage_channels=4)
+    folder = tmp_path_factory.mktemp("models") / "tiny-hme"
+    CoMERForConditionalGeneration(config).save_pretrained(folder)
+    comer_processor().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub():
     """A Hub of its own for one test: `.url`, `.repos`, `.requests`."""

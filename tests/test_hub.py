@@ -12,29 +12,16 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from epigraph import hub as publishing
-from epigraph.models.configuration_comer import CoMERConfig
 from epigraph.models.modeling_comer import CoMERForConditionalGeneration
 from epigraph.models.processing import comer_processor
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 16}
-TINY |= {"growth_rate": 4, "dense_layers": (1, 1, 1), "coverage_channels": 4}
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A tiny model folder; tests that damage it work on a copy."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny-hme"
-    CoMERForConditionalGeneration(CoMERConfig(**TINY)).save_pretrained(folder)
-    comer_processor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
-def published(saved, tmp_path):
+def published(tiny_comer, tmp_path):
     """(model folder, card, results) that fit each other."""
-    model_dir = shutil.copytree(saved, tmp_path / saved.name)
+    model_dir = shutil.copytree(tiny_comer, tmp_path / tiny_comer.name)
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "loss": 2.0}\n{"step": 100, "loss": 1.0}\n')
     card = tmp_path / "tiny-hme.md"
     card.write_text((ROOT / "model_cards" / "comer-hme.md").read_text())

@@ -65,31 +65,6 @@ def test_importing_epigraph_loads_no_optional_package(run_python):
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"]])
-def test_cli_help_imports_neither_torch_nor_transformers(run_python, arguments):
-    code = (
-        "import sys, epigraph_cli\n"
-        f"sys.argv = ['epigraph', *{arguments}]\n"
-        "try:\n    epigraph_cli.main()\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert not {'torch', 'transformers', 'epigraph', 'numpy'} & set(sys.modules), 'heavy import'\n"
-    )
-    assert "Usage" in run_python(code).stdout
-
-
-@pytest.mark.parametrize("command", ["eval", "train", "convert", "push"])
-def test_cli_passes_help_through(run_python, command):
-    done = run_python(["-c", "import epigraph_cli; epigraph_cli.main()", command, "--help"])
-    assert f"usage: epigraph {command}" in done.stdout
-
-
-def test_cli_reports_an_error_in_one_sentence(run_python, tmp_path):
-    arguments = ["push", str(tmp_path / "nothing"), "owner/name", "--dry-run"]
-    done = run_python(["-c", "import epigraph_cli; epigraph_cli.main()", *arguments], ok=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr and str(tmp_path / "nothing") in done.stderr.splitlines()[-1]
-
-
 def test_public_names_are_documented():
     import epigraph
 

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from . import models
+from .reading import HUB_ORGANISATION
 from .training_curve import draw_training_curve
 
-CODE_REPO = "epigraph/epigraph-code"
+CODE_REPO = f"{HUB_ORGANISATION}/epigraph-code"
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
 PUSHED = ["*.json", "*.safetensors", "LICENSE*", "training_curve.*"]
 METRIC_NAMES = {
