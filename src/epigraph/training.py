@@ -41,6 +41,8 @@ class PretrainArguments:
     zoom: list[float] = field(default_factory=lambda: [0.7, 1.4], metadata={"help": "Range of the size factor."})
     batch_size: int = field(default=32, metadata={"help": "Examples a step, over all processes."})
     max_pixels: int = field(default=320_000, metadata={"help": "Pixels a batch, before the processor's scale."})
+    max_image_pixels: int = field(default=320_000, metadata={"help": "Larger training images are left out."})
+    max_label_length: int = field(default=200, metadata={"help": "Longer training labels are left out."})
     accumulate: int = field(default=1, metadata={"help": "Batches whose gradients make one step."})
     max_steps: int = field(default=100_000, metadata={"help": "Optimiser steps of the run."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw or sgd (momentum 0.9)."})
@@ -203,6 +205,7 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
         average.to(accelerator.device)
         accelerator.register_for_checkpointing(average)
     count_items = model.num_loss_items
+    model.to(memory_format=torch.channels_last)  # convolutions on CPUs and tensor cores are fastest so
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     progress = Progress()
     accelerator.register_for_checkpointing(progress)
@@ -374,7 +377,8 @@ def main(argv: list[str] | None = None) -> None:
     dataset = FormulaDataset(rows, augmentation, args.seed)
     lengths = [len(text.split()) for text in dataset.texts]
     zoom = tuple(args.zoom) if augmentation is not None else (1.0, 1.0)
-    batches = FormulaBatches(dataset.sizes(), lengths, args.batch_size, args.max_pixels, args.seed, zoom)
+    limits = (args.batch_size, args.max_pixels, args.max_label_length, args.max_image_pixels)
+    batches = FormulaBatches(dataset.sizes(), lengths, *limits, args.seed, zoom)
     evaluate = None
     if args.eval_data:
         held_out, _ = normalise_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)

@@ -108,30 +108,57 @@ class FormulaBatches:
     Args:
         sizes: (rows, 2) height and width in pixels.
         lengths: tokens of each label.
+        batch_size, max_pixels, max_label_length: as in `bucket_by_area`.
+        max_image_pixels: larger images are left out; very long formulas cost much and teach little.
         zoom: range of the size factor that the images of a batch share.
     """
 
-    def __init__(self, sizes, lengths, batch_size, max_pixels, seed=0, zoom=(1.0, 1.0)):
-        self.sizes = np.asarray(sizes, dtype=np.float64)
-        self.lengths, self.batch_size, self.max_pixels = lengths, batch_size, max_pixels
+    def __init__(
+        self,
+        sizes,
+        lengths,
+        batch_size: int,
+        max_pixels: int,
+        max_label_length: int = 200,
+        max_image_pixels: int = 320_000,
+        seed: int = 0,
+        zoom: tuple[float, float] = (1.0, 1.0),
+    ):
+        sizes = np.asarray(sizes, dtype=np.float64)
+        self.areas, self.lengths = sizes.prod(1), np.asarray(lengths)
+        self.shapes = np.column_stack([sizes, self.lengths + 1])
+        self.usable = (self.areas <= max_image_pixels) & (self.lengths <= max_label_length)
+        if not self.usable.any():
+            raise ValueError("No training example is within max_image_pixels and max_label_length.")
+        self.batch_size, self.max_pixels, self.max_label_length = batch_size, max_pixels, max_label_length
         self.seed, self.zoom = seed, zoom
 
     def epoch(self, epoch: int) -> list[list[tuple[int, int, float]]]:
         """The batches of an epoch, as lists of `FormulaDataset` keys."""
         rng = np.random.default_rng([self.seed, epoch])
-        # Similar heights side by side, and within a band of heights similar widths: little padding. The noise on
-        # both makes other neighbours in every epoch.
-        noise = rng.uniform(0.85, 1.15, self.sizes.shape)
-        height, width = (self.sizes * noise).T
-        bands = np.searchsorted(np.quantile(height, np.linspace(0, 1, 9)[1:-1]), height)
-        order = np.lexsort((width, bands))
-        zooms = rng.uniform(*self.zoom, len(order))
-        areas = self.sizes.prod(1)
-        batches = bucket_by_area(areas, self.lengths, self.batch_size, self.max_pixels, order=order)
+        # The noise makes other neighbours in every epoch.
+        noise = rng.uniform(0.95, 1.05, self.shapes.shape)
+        groups = _alike(np.log(self.shapes * noise), np.flatnonzero(self.usable), self.batch_size)
+        limits = (self.areas, self.lengths, self.batch_size, self.max_pixels, self.max_label_length)
+        batches = [batch for group in groups for batch in bucket_by_area(*limits, order=group)]
+        zooms = rng.uniform(*self.zoom, len(batches))
         return [
             [(index, epoch, float(zooms[number])) for index in batches[number]]
             for number in rng.permutation(len(batches))
         ]
+
+
+def _alike(points: np.ndarray, members: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut `members` into groups of at most `size` near neighbours: halve along the widest spread, again and again.
+
+    Images of like height and width with labels of like length need little padding, in encoder and decoder.
+    """
+    if len(members) <= size:
+        return [members]
+    axis = points[members].std(0).argmax()
+    ordered = members[np.argsort(points[members, axis], kind="stable")]
+    middle = -(-len(members) // size) // 2 * size
+    return _alike(points, ordered[:middle], size) + _alike(points, ordered[middle:], size)
 
 
 class FormulaCollator:
