@@ -1,7 +1,7 @@
 """Reading: files, images, ink or bytes become text by one road, which the pipeline, the command and evaluation share.
 
-Ink is rendered to an image; the image goes through the processor, `model.generate` and the tokenizer. A bad input never
-stops the others: its result carries a sentence in `error`.
+Ink is rendered to an image; the image goes through the processor, `model.generate` and the tokenizer. A bad input
+never stops the others: its result carries a sentence in `error`.
 """
 
 import io
@@ -106,9 +106,9 @@ def read(
     result. The model is loaded at every call that names it: to call often, pass it loaded.
 
     Args:
-        inputs: one input or a list. An input is a path (.png, .jpg, .bmp, .gif, .tif, .webp, .inkml, .json), the content
-            of such a file as bytes, a PIL image, an array or tensor (height, width), (height, width, 3) or
-            (channels, height, width), an `epigraph.data.ink.Ink`, or a list of strokes, each of (points, 2), y down.
+        inputs: one input or a list. An input is a path (.png, .jpg, .bmp, .gif, .tif, .webp, .inkml, .json), the
+            content of such a file as bytes, a PIL image, an array or tensor (height, width), (height, width, 3) or
+            (channels, height, width), an `epigraph.data.ink.Ink`, or a list of strokes, each (points, 2), y down.
         model: folder, Hub id, or a loaded model; by default the task's own checkpoint (`DEFAULT_CHECKPOINTS`), from
             ./checkpoints or the Hub.
         task: "maths" reads images and ink, "ink" accepts ink only; by default it follows from the input.
@@ -128,16 +128,12 @@ def read(
         ValueError: unknown task or setting, a checkpoint that cannot be loaded or lacks weights; one sentence.
     """
     if pool is not None:
-        raise ValueError(
-            f"pool is for models that learn in context; CoMER reads without one, so leave pool={pool!r} out."
-        )
+        raise ValueError("pool is for models that learn in context; CoMER reads without one, so leave it out.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
     if isinstance(model, PreTrainedModel):
         if device is not None or dtype is not None:
-            raise ValueError(
-                "device and dtype are for a model named by folder or Hub id; move the loaded one with .to()."
-            )
+            raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
         _check_task(task, model.config.model_type, model.name_or_path or "the model")
         processor = processor or _load_processor(model.name_or_path)
     else:
@@ -227,19 +223,18 @@ def read_all(
 
 
 def _generate(
-    model, processor, readings: list[FormulaReading], pixels: list[torch.Tensor], n_best: int, generation: dict
+    model, processor, readings: list[FormulaReading], pixels: list[torch.Tensor], n_best: int, settings: dict
 ):
     """Fill `readings` in with what the model reads in `pixels`, each (1, height, width)."""
     height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
     padding = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in pixels]
+    masks = [F.pad(torch.ones_like(image[0]), pad) for image, pad in zip(pixels, padding)]
     output = model.generate(
         pixel_values=torch.stack([F.pad(image, pad) for image, pad in zip(pixels, padding)]).to(model.device),
-        pixel_mask=torch.stack([F.pad(torch.ones_like(i[0]), pad) for i, pad in zip(pixels, padding)]).to(
-            model.device
-        ),
+        pixel_mask=torch.stack(masks).to(model.device),
         num_return_sequences=n_best,
         return_dict_in_generate=True,
-        **generation,
+        **settings,
     )
     texts = processor.decode_labels(output.sequences.tolist())
     forward = output.forward_scores.float().tolist()
