@@ -198,6 +198,7 @@ MISTAKES = {
     "wrong type": (lambda s, h: {"hyper_parameters": {**h, "d_model": "wide"}}, "make no model.*hidden_size"),
     "endless": (lambda s, h: {"hyper_parameters": {**h, "num_layers": 10**9}}, "more layers than it has tensors"),
     "no state_dict": (lambda s, h: {"state_dict": None}, "has no state_dict of tensors"),
+    "no names": (lambda s, h: {"state_dict": {7: s[HEAD]}}, "has no state_dict of tensors"),
     "no tensors": (lambda s, h: {"state_dict": {"a": "b"}}, "has no state_dict of tensors"),
 }
 
@@ -240,7 +241,10 @@ def test_nothing_is_overwritten_and_nothing_half_written(write, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("epigraph.models.processing.TextProcessor.save_pretrained", full)
-    refused("out cannot be written .*No space left", checkpoint, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match="out: could not be saved .*No space left"):
+        main(["comer", str(checkpoint), str(tmp_path / "out")])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_script_explains_itself(run_python):

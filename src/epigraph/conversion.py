@@ -5,16 +5,12 @@ python scripts/convert.py comer "lightning_logs/version_0/checkpoints/epoch=151.
 
 import argparse
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -23,6 +19,7 @@ from .models.grammar_comer import grammar_from_vocabulary
 from .models.modeling_comer import CoMERForConditionalGeneration
 from .models.processing import comer_processor
 from .models.tokenization import SPECIAL_TOKENS
+from .training import save_atomically
 
 # Lightning up to 1.4 files the state of each callback under the callback's class.
 _HARMLESS_GLOBALS = ("pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.")
@@ -205,24 +202,6 @@ def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
     model.load_state_dict(state_dict, assign=True)
 
 
-def save_folder(out_dir: Path, *parts):
-    """Saves model and processor as `out_dir`, wholly or not at all."""
-    unfinished = None
-    try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its destination, because a rename cannot cross file systems.
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-        for part in parts:
-            part.save_pretrained(unfinished)
-        unfinished.chmod(0o755)
-        os.replace(unfinished, out_dir)
-    except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{out_dir} cannot be written ({error}).") from None
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def convert_comer(
     checkpoint: str | Path,
     out_dir: str | Path,
@@ -239,13 +218,16 @@ def convert_comer(
 
     Raises:
         ConversionError: one sentence that says what is wrong with which file. Nothing is written then.
+        OSError: the folder cannot be written; nothing half-written is left.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ConversionError(f"{out_dir} exists already; name another folder or remove it.")
     content = load_checkpoint(checkpoint)
     official = content.get("state_dict")
-    if not isinstance(official, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in official.values()):
+    if not isinstance(official, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in official.items()
+    ):
         raise ConversionError(f"{checkpoint} has no state_dict of tensors; name the file that Lightning wrote.")
     values = read_json(hyper_parameters) if hyper_parameters else content.get("hyper_parameters")
     if not isinstance(values, dict):
@@ -269,7 +251,12 @@ def convert_comer(
     with torch.device("meta"):
         model = CoMERForConditionalGeneration(config)
     fit_tensors(state_dict, model)
-    save_folder(out_dir, model.eval(), processor)
+
+    def write(folder: Path):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    save_atomically(out_dir, write)
 
 
 CONVERTERS = {"comer": convert_comer}
@@ -291,6 +278,6 @@ def main(args: list[str] | None = None):
     given = parser.parse_args(args)
     try:
         CONVERTERS[given.method](given.checkpoint, given.out_dir, given.hyper_parameters, given.dictionary)
-    except ConversionError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"convert: {error}")
     print(f"{given.out_dir}: load it with AutoModel.from_pretrained and AutoProcessor.from_pretrained")
