@@ -1,0 +1,10 @@
+"""Measure a model on a data set: a table, and a JSON of results with all that is needed to repeat it.
+
+python scripts/evaluate.py --model checkpoints/comer-hme --data '${EPIGRAPH_DATA}/crohme_ink.parquet' \
+    --split test_2014 --output model_cards/results/comer-hme.json
+"""
+
+from epigraph.evaluation import main
+
+if __name__ == "__main__":
+    main()

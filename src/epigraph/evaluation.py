@@ -1,0 +1,296 @@
+"""The evaluation loop: data are read as `epigraph.read` reads them, the answers become metrics and a JSON of results.
+
+python scripts/evaluate.py --model checkpoints/comer-hme --data formulas.parquet --split test --output results.json
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
+
+from .data.latex import is_valid
+from .hub import METRIC_NAMES, metrics_table, shown, weights_sha256
+from .metrics import formula_breakdowns, formula_metrics
+from .reading import FormulaReading, checkpoint_folder, load, read_all
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROTOCOL = "standard"  # the one protocol of formulas; those of words (36, 62, 94) count characters
+VERSIONS = ("epigraph", "torch", "transformers", "datasets")
+
+
+@dataclass
+class EvaluationArguments:
+    """What `scripts/evaluate.py` and `epigraph eval` take."""
+
+    model: str = field(metadata={"help": "Model folder or Hub id."})
+    data: str = field(metadata={"help": "Parquet file or folder in the package's schema; ${VARIABLES} are expanded."})
+    split: str | None = field(default=None, metadata={"help": "Only rows of this split."})
+    source: str | None = field(default=None, metadata={"help": "Only rows of this source."})
+    task: Literal["maths", "ink"] | None = field(
+        default=None, metadata={"help": "maths reads images and ink, ink only strokes; by default what the data hold."}
+    )
+    protocol: Literal["standard"] = field(default=PROTOCOL, metadata={"help": "How answers are compared."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first rows, this many."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results; replaced at once or not."})
+    batch_size: int = field(default=8, metadata={"help": "Inputs that are read together; changes no result."})
+    num_beams: int = field(default=10, metadata={"help": "Width of the search."})
+    max_length: int = field(default=200, metadata={"help": "Longest reading in tokens, start and stop included."})
+    length_penalty: float = field(default=1.0, metadata={"help": "Power of the length that scores are divided by."})
+    search: Literal["exact", "official"] = field(
+        default="exact", metadata={"help": "official: the heuristics of the official code, without grammar."}
+    )
+    direction: Literal["joint", "l2r", "r2l"] = field(default="joint", metadata={"help": "Reading direction."})
+    grammar: bool = field(default=True, metadata={"help": "Let only well-formed LaTeX come out of the exact search."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1 ...; by default CUDA if there."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
+
+    def __post_init__(self):
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1, not {self.limit}.")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, not {self.batch_size}.")
+
+
+def evaluate_formulas(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: "Dataset",
+    *,
+    task: str | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    **generation,
+) -> dict:
+    """Read a data set and compare.
+
+    Args:
+        model: loaded; it is put into evaluation mode meanwhile.
+        processor: of the model.
+        dataset: in the formula schema (`epigraph.data.readers`), with `strokes` or `image`.
+        task, batch_size, progress, generation: as in `epigraph.read`.
+
+    Returns:
+        `metrics`: the rates of `formula_metrics` and `unbalanced`, the share of answers that are no well-formed LaTeX,
+        both in 0..1. `readings`: a `FormulaReading` per row, in order. A row that cannot be read has the answer "",
+        which is wrong.
+
+    Raises:
+        ValueError: the data set is empty or lacks a column.
+    """
+    readings = list(read_all(_inputs(dataset, task), model, processor, names=dataset["id"], task=task,
+                             batch_size=batch_size, progress=progress, **generation))  # fmt: skip
+    predictions = [reading.text for reading in readings]
+    metrics = formula_metrics(predictions, dataset["text"][:])
+    return {"metrics": {**metrics, "unbalanced": _unbalanced(predictions)}, "readings": readings}
+
+
+def evaluate(arguments: EvaluationArguments, command: str) -> dict:
+    """Evaluate as the arguments say; the results as they stand in the JSON.
+
+    Args:
+        command: what was called, for the record.
+
+    Raises:
+        ValueError, FileNotFoundError: model or data cannot be used, or the output cannot be written; one sentence.
+    """
+    from .data.readers import expand_path, load_formulas
+
+    if arguments.output:
+        _check_writable(Path(arguments.output))
+    folder = checkpoint_folder(arguments.model)
+    dataset = load_formulas(arguments.data, split=arguments.split, source=arguments.source)
+    dataset = dataset.select(range(min(len(dataset), arguments.limit or len(dataset))))
+    model, processor = load(folder, arguments.task, arguments.device, arguments.dtype)
+    measured = evaluate_formulas(
+        model,
+        processor,
+        dataset,
+        task=arguments.task,
+        batch_size=arguments.batch_size,
+        progress=True,
+        num_beams=arguments.num_beams,
+        max_length=arguments.max_length,
+        length_penalty=arguments.length_penalty,
+        search=arguments.search,
+        direction=arguments.direction,
+        grammar=None if arguments.grammar else False,
+    )
+    return {
+        "model": portable(arguments.model),
+        "command": command,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "weights_sha256": weights_sha256(folder),
+        "data_sha256": data_sha256(expand_path(arguments.data)),
+        "rows": _rows(dataset, measured["readings"], arguments),
+        "breakdowns": _breakdowns(dataset, measured["readings"]),
+    }
+
+
+def _inputs(dataset: "Dataset", task: str | None):
+    """What `read_all` takes, of every row; images stay encoded, so that a damaged one is one row's error."""
+    column = "strokes" if "strokes" in dataset.column_names else "image"
+    if column not in dataset.column_names or not {"text", "id"} <= set(dataset.column_names):
+        raise ValueError(f"formulas need columns id, text and image or strokes; these have {dataset.column_names}.")
+    if task == "ink" and column == "image":
+        raise ValueError("task 'ink' reads strokes, but the data hold images; leave --task out.")
+    return _Inputs(dataset, column)
+
+
+class _Inputs:
+    """The inputs of a data set, one at a time, with their number for the progress bar."""
+
+    def __init__(self, dataset: "Dataset", column: str):
+        from datasets import Image
+
+        encoded = column == "image" and isinstance(dataset.features["image"], Image)
+        dataset = dataset.select_columns([column])
+        self.rows = dataset.cast_column("image", Image(decode=False)) if encoded else dataset
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self):
+        for row in self.rows:
+            value = row[self.column]
+            yield (value["bytes"] or value["path"]) if isinstance(value, dict) else value
+
+
+def _rows(dataset: "Dataset", readings: list[FormulaReading], arguments: EvaluationArguments) -> list[dict]:
+    """One row per metric, source and split; a value that the data do not state is None or the name of the file."""
+    unknown = [Path(arguments.data).stem] * len(dataset)
+    sources = dataset["source"][:] if "source" in dataset.column_names else unknown
+    splits = dataset["split"][:] if "split" in dataset.column_names else [arguments.split] * len(dataset)
+    groups = {}
+    for source, split, text, reading in zip(sources, splits, dataset["text"], readings):
+        groups.setdefault((source, split), []).append((reading.text, text))
+    return [
+        {
+            "metric": metric,
+            "value": value,
+            "n": len(pairs),
+            "source": source,
+            "split": split,
+            "protocol": arguments.protocol,
+        }
+        for (source, split), pairs in groups.items()
+        for metric, value in formula_metrics(*zip(*pairs)).items()
+    ]
+
+
+def _breakdowns(dataset: "Dataset", readings: list[FormulaReading]) -> dict:
+    """By length and depth; and what went wrong apart from misreading."""
+    predictions = [reading.text for reading in readings]
+    errors = [reading.error for reading in readings if reading.error]
+    return {
+        **formula_breakdowns(predictions, dataset["text"][:]),
+        "unbalanced": {"value": _unbalanced(predictions), "n": len(predictions)},
+        "unreadable": {"value": len(errors) / len(readings), "n": len(readings), "first": errors[:10]},
+    }
+
+
+def _unbalanced(predictions: list[str]) -> float:
+    return sum(not is_valid(text) for text in predictions) / len(predictions)
+
+
+def data_sha256(path: Path) -> str:
+    """The sha256 of a file; of a folder that of its files' names and contents, sorted."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with open(file, "rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def portable(value: str) -> str:
+    """A path as others can use it: below ${EPIGRAPH_DATA} or relative, where it can be said so."""
+    data = os.environ.get("EPIGRAPH_DATA")
+    roots = {"${EPIGRAPH_DATA}": Path(data).resolve()} if data else {}
+    roots[""] = Path.cwd()
+    path = Path(value)
+    if path.is_absolute():
+        for name, root in roots.items():
+            if path.resolve().is_relative_to(root):
+                return (Path(name) / path.resolve().relative_to(root)).as_posix()
+    return value
+
+
+def _check_writable(path: Path):
+    """Before hours of work: create the folder, and see that a file can be made in it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise ValueError(f"--output {path}: cannot be written ({error.strerror}).") from None
+
+
+def write_json(path: str | Path, results: dict):
+    """Write results in one step: a full disk leaves what was there.
+
+    Raises:
+        OSError: naming the file.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: could not be written ({error.strerror}); what was there is unchanged.") from error
+
+
+def summary(results: dict) -> str:
+    """The results as Markdown, for the terminal."""
+    breakdowns = results["breakdowns"]
+    lines = [metrics_table(results), ""]
+    for name, unit in (("length", "tokens"), ("depth", "nesting depth")):
+        names = [metric for metric in breakdowns[name][0] if metric in METRIC_NAMES]
+        lines += [f"| {unit} | n | {' | '.join(METRIC_NAMES[metric] for metric in names)} |"]
+        lines += ["|---|---:|" + "---:|" * len(names)]
+        for row in breakdowns[name]:
+            lines.append(f"| {row['bin']} | {row['n']} | {' | '.join(shown(m, row[m]) for m in names)} |")
+        lines.append("")
+    lines.append(f"not well-formed: {100 * breakdowns['unbalanced']['value']:.2f} %")
+    unreadable = breakdowns["unreadable"]
+    if unreadable["first"]:
+        lines.append(f"could not be read: {100 * unreadable['value']:.2f} %, first of all {unreadable['first'][0]}")
+    return "\n".join(lines)
+
+
+def main(args: list[str] | None = None):
+    """`epigraph eval` and scripts/evaluate.py."""
+    args = sys.argv[1:] if args is None else args
+    parser = HfArgumentParser(EvaluationArguments, description="Measure a model on a data set.")
+    (arguments,) = parser.parse_args_into_dataclasses(args)
+    command = shlex.join(["python", "scripts/evaluate.py", *(portable(argument) for argument in args)])
+    results = evaluate(arguments, command)
+    print(summary(results))
+    if arguments.output:
+        try:
+            write_json(arguments.output, results)
+        except OSError:
+            print(json.dumps(results))  # so that the work is not lost
+            raise
+
+
+__all__ = ["EvaluationArguments", "data_sha256", "evaluate", "evaluate_formulas", "main", "write_json"]
