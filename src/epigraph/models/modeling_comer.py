@@ -242,18 +242,20 @@ class CoMERPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         """PyTorch's own defaults, as the paper's code had them, and Xavier for the attention projections."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
+            # The attention cannot do this itself: transformers passes over modules that own no parameter.
+            role = getattr(module, "attention_role", None)
+            if role == "input":
+                # The gain of one packed (3 * hidden, hidden) matrix: sqrt(6 / (3 + 1)) against sqrt(6 / (1 + 1)).
+                init.xavier_uniform_(module.weight, gain=math.sqrt(0.5))
+            else:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if role is not None:
+                init.zeros_(module.bias)
+            elif module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
-        elif isinstance(module, CoMERAttention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                # The gain of one packed (3 * hidden, hidden) matrix: sqrt(6 / (3 + 1)) against sqrt(6 / (1 + 1)).
-                init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
-                init.zeros_(projection.bias)
-            init.zeros_(module.o_proj.bias)
         else:
             super()._init_weights(module)
 
@@ -396,6 +398,9 @@ class CoMERAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.attention_role = "input"
+        self.o_proj.attention_role = "output"
 
     def split_heads(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, length, hidden) to (rows, heads, length, head_dim)."""
