@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from epigraph.hub import fill, metrics_table, read_results, render_card
+from epigraph.hub import fill, metrics_table, read_results, render_card, results_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,11 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def rendered() -> dict[Path, str]:
     """Each file that carries results -> what it should say."""
     files, tables = {}, []
-    for results in sorted((ROOT / "model_cards" / "results").glob("*.json")):
-        name = results.stem
+    folder = ROOT / "model_cards" / "results"
+    for name in sorted({path.name.split(".")[0] for path in folder.glob("*.json")}):
+        results = results_files(name, folder)
         card, model_dir = ROOT / "model_cards" / f"{name}.md", ROOT / "checkpoints" / name
         files[model_dir / "README.md"] = render_card(card, results, model_dir)
-        tables.append(f"[{name}](model_cards/{name}.md)\n\n{metrics_table(read_results(results))}")
+        rows = [row for path in results for row in read_results(path)["rows"]]
+        tables.append(f"[{name}](model_cards/{name}.md)\n\n{metrics_table({'rows': rows})}")
     readme = ROOT / "README.md"
     files[readme] = fill(readme.read_text(encoding="utf-8"), "results", "\n\n".join(tables) or "No results yet.")
     return files

@@ -65,7 +65,7 @@ def test_pushed_model_loads_where_epigraph_cannot_be_imported(published, hub, hu
     repo = hub.model("org/tiny-hme")
     assert len(repo.commits) == 2, "one commit after the initial one"
     assert not [path for path in repo.files if path.endswith((".py", ".bin"))]
-    assert repo.files["results.json"] == results.read_bytes()
+    assert repo.files["results/tiny-hme.json"] == results.read_bytes()
     config = json.loads(repo.files["config.json"])
     assert config["auto_map"]["AutoModel"] == "org/code--modeling_comer.CoMERForConditionalGeneration"
     assert "auto_map" not in json.loads((model_dir / "config.json").read_text())
@@ -112,7 +112,7 @@ assert torch.equal(model.generate(**inputs, num_beams=3, max_length=8), expected
 
 def test_card_is_complete(published, no_hub, capsys):
     model_dir, card, results = published
-    publishing.push(model_dir, "org/tiny-hme", card, results, dry_run=True)
+    publishing.push(model_dir, "org/tiny-hme", card, [results], dry_run=True)
     printed = capsys.readouterr().out
     assert "model.safetensors" in printed and "training_curve.png" in printed and "README.md" in printed
 
@@ -124,6 +124,17 @@ def test_card_is_complete(published, no_hub, capsys):
     assert "python scripts/evaluate.py --model tiny-hme --data made_up.parquet" in written.text
     assert "![Training curve](training_curve.png)" in written.text
     assert re.findall(r"^## (.+)$", written.text, re.MULTILINE) == publishing.SECTIONS
+
+
+def test_every_results_file_has_its_table(published, no_hub):
+    model_dir, card, results = published
+    other = results.with_name("tiny-hme.bitmaps.json")
+    other.write_text(results.read_text().replace("made-up", "drawn").replace("made_up", "drawn"))
+    assert publishing.results_files("tiny-hme", results.parent) == [results, other]
+    rendered = publishing.render_card(card, [results, other], model_dir)
+    for source, data in (("made-up", "made_up.parquet"), ("drawn", "drawn.parquet")):
+        assert f"| {source} | test | standard | 8 | 12.50 % | 50.00 % |" in rendered and data in rendered
+    assert len(ModelCard(rendered).data.eval_results) == 4
 
 
 def truncate_weights(model_dir, card, results):
@@ -180,7 +191,7 @@ def test_mistakes_are_named_before_anything_is_uploaded(published, no_hub, name)
     damage(*published)
     model_dir, card, results = published
     with pytest.raises(ValueError, match=message):
-        publishing.push(model_dir, "org/tiny-hme", card, results)
+        publishing.push(model_dir, "org/tiny-hme", card, [results])
 
 
 def test_results_in_the_documents_are_up_to_date(run_python):

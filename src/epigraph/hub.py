@@ -2,7 +2,8 @@
 
 A card is prose (`model_cards/<name>.md`, YAML front matter included) with two empty blocks, `<!-- results -->` and
 `<!-- curve -->`, which are filled from `model_cards/results/<name>.json` and from what lies in the model folder. No
-number is ever typed into a card.
+number is ever typed into a card. A model that was measured on several data sets has a file for each, the others named
+`<name>.<data>.json`.
 """
 
 import argparse
@@ -97,7 +98,12 @@ def results_section(results: dict) -> str:
     )
 
 
-def render_card(card: str | Path, results: str | Path, model_dir: str | Path) -> str:
+def results_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
+    """What was measured of the model called `name`: `<name>.json` and any `<name>.<data>.json`."""
+    return [Path(folder) / f"{name}.json", *sorted(Path(folder).glob(f"{name}.*.json"))]
+
+
+def render_card(card: str | Path, results: list[str | Path], model_dir: str | Path) -> str:
     """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
 
     Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
@@ -112,15 +118,17 @@ def render_card(card: str | Path, results: str | Path, model_dir: str | Path) ->
     headings = re.findall(r"^## (.+)$", rendered.text, re.MULTILINE)
     if headings != SECTIONS:
         raise ValueError(f"the card {card} has the sections {headings}; it needs {SECTIONS}, in this order")
-    measured = read_results(results)
-    if measured["weights_sha256"] != weights_sha256(model_dir):
-        raise ValueError(
-            f"the results {results} were measured on other weights than those in {model_dir}; evaluate again"
-        )
+    weights = weights_sha256(model_dir)
+    measured = {path: read_results(path) for path in results}
+    for path, content in measured.items():
+        if content["weights_sha256"] != weights:
+            raise ValueError(
+                f"the results {path} were measured on other weights than those in {model_dir}; evaluate again"
+            )
 
     curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
     try:
-        rendered.text = fill(rendered.text, "results", results_section(measured))
+        rendered.text = fill(rendered.text, "results", "\n\n".join(map(results_section, measured.values())))
         rendered.text = fill(rendered.text, "curve", f"![Training curve]({curve})" if curve else "")
     except ValueError as error:
         raise ValueError(f"the card {card} cannot be filled: {error}") from None
@@ -136,7 +144,8 @@ def render_card(card: str | Path, results: str | Path, model_dir: str | Path) ->
             metric_value=row["value"],
             metric_args={"protocol": row["protocol"], "n": row["n"]},
         )
-        for row in measured["rows"]
+        for content in measured.values()
+        for row in content["rows"]
     ]
     return rendered.content
 
@@ -248,7 +257,7 @@ def push(
     model_dir: str | Path,
     repo_id: str,
     card: str | Path | None = None,
-    results: str | Path | None = None,
+    results: list[str | Path] | None = None,
     code_repo: str = CODE_REPO,
     private: bool = False,
     dry_run: bool = False,
@@ -264,7 +273,7 @@ def push(
         model_dir: what `save_pretrained` wrote, processor included.
         repo_id: `owner/name`; created if it does not exist.
         card: the prose; `model_cards/<name of model_dir>.md` if None.
-        results: what `scripts/evaluate.py` wrote; `model_cards/results/<name of model_dir>.json` if None.
+        results: files that `scripts/evaluate.py` wrote; `results_files(<name of model_dir>)` if None.
         code_repo: repository of the code, which `push_code` fills.
         private: create the repository as private.
         dry_run: write `model_dir/README.md`, print what would be pushed, and contact no Hub.
@@ -275,7 +284,7 @@ def push(
     model_dir = Path(model_dir)
     name = model_dir.resolve().name
     config = check_model(model_dir)
-    results = Path(results or f"model_cards/results/{name}.json")
+    results = [Path(path) for path in results or results_files(name)]
     log = next(
         (path for path in (model_dir / "metrics.jsonl", model_dir.parent / "metrics.jsonl") if path.is_file()), None
     )
@@ -286,7 +295,7 @@ def push(
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
     files |= with_auto_map(model_dir, config, code_repo)
     files["README.md"] = readme.encode()
-    files["results.json"] = results
+    files |= {f"results/{path.name}": path for path in results}
     if dry_run:
         (model_dir / "README.md").write_text(readme, encoding="utf-8")
         print(f"would push to {repo_id}, with the code in {code_repo}:")
@@ -308,7 +317,9 @@ def main(args: list[str] | None = None):
     parser.add_argument("repo_id", metavar="REPO_ID", help="where to push it: owner/name")
     parser.add_argument("--card", help="prose of the card (default: model_cards/NAME.md, NAME being the folder's)")
     parser.add_argument(
-        "--results", help="JSON that scripts/evaluate.py wrote (default: model_cards/results/NAME.json)"
+        "--results",
+        nargs="+",
+        help="what scripts/evaluate.py wrote (default: model_cards/results/NAME.json and NAME.*.json)",
     )
     parser.add_argument(
         "--code-repo",

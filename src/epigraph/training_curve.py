@@ -47,7 +47,8 @@ def draw_training_curve(metrics_file: str | Path, image_file: str | Path):
     image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.LANCZOS).save(image_file)
 
 
-def font():
+def font() -> ImageFont.FreeTypeFont:
+    """Pillow's own font, so that the picture is the same everywhere."""
     return ImageFont.load_default(size=13 * SCALE)
 
 
