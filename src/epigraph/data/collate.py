@@ -90,13 +90,13 @@ class FormulaDataset(torch.utils.data.Dataset):
             arguments = (self.strokes[index], SYMBOL_HEIGHT, LINE_WIDTH)
             if varied:
                 # The zoom is the batch's, so that its images stay of one size; a little is each image's own.
-                augmentation = replace(self.augmentation, scale=(0.93 * zoom, 1.07 * zoom))
+                augmentation = replace(self.augmentation, scale=(0.96 * zoom, 1.04 * zoom))
                 arguments = augmentation(self.strokes[index], rng, self.symbols[index], self.bank)
             image = render(*arguments)
         else:
             image = self.rows[index]["image"]
             if varied:
-                factor = zoom * rng.uniform(0.93, 1.07)
+                factor = zoom * rng.uniform(0.96, 1.04)
                 size = [max(1, round(side * factor)) for side in image.size]
                 image = image.resize(size, Image.Resampling.BILINEAR)
         return {"image": image, "text": self.texts[index]}
@@ -137,7 +137,7 @@ class FormulaBatches:
         """The batches of an epoch, as lists of `FormulaDataset` keys."""
         rng = np.random.default_rng([self.seed, epoch])
         # The noise makes other neighbours in every epoch.
-        noise = rng.uniform(0.95, 1.05, self.shapes.shape)
+        noise = rng.uniform(0.97, 1.03, self.shapes.shape)
         groups = _alike(np.log(self.shapes * noise), np.flatnonzero(self.usable), self.batch_size)
         limits = (self.areas, self.lengths, self.batch_size, self.max_pixels, self.max_label_length)
         batches = [batch for group in groups for batch in bucket_by_area(*limits, order=group)]

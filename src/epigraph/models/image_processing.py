@@ -1,5 +1,7 @@
 """Image processors, on Pillow-and-torch only."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ class TextImageProcessorKwargs(ImagesKwargs, total=False):
     min_size (`dict`): smallest `height` and `width`; smaller images are enlarged, keeping their ratio.
     max_size (`dict`): largest `height` and `width`; larger images are shrunk, keeping their ratio.
     polarity (`str`): `auto` inverts dark ink on a light ground, `light_on_dark` and `dark_on_light` say what it is.
+    crop_margin (`int`): cut to the ink and leave this many black pixels around it; without it the image stays whole.
     antialias (`bool`): average when shrinking; False reproduces OpenCV's bilinear resize.
     """
 
@@ -21,6 +24,7 @@ class TextImageProcessorKwargs(ImagesKwargs, total=False):
     min_size: dict
     max_size: dict
     polarity: str
+    crop_margin: int | None
     antialias: bool
 
 
@@ -39,6 +43,7 @@ class TextImageProcessor(PilBackend):
     min_size = {"height": 16, "width": 16}
     max_size = {"height": 256, "width": 1024}
     polarity = "auto"
+    crop_margin = None
     antialias = True
     max_aspect = {"wide": 64, "tall": 16}
 
@@ -48,8 +53,8 @@ class TextImageProcessor(PilBackend):
         listed = [image[None] if getattr(image, "ndim", None) == 2 else image for image in listed]
         return super()._prepare_images_structure(listed, expected_ndims=expected_ndims)
 
-    def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in pixels that an image of `height` x `width` is brought to.
+    def scale_factor(self, height: int, width: int) -> float:
+        """What both sides of a `height` x `width` image are multiplied by.
 
         Raises:
             ValueError: more than 64 times as wide as high, or 16 times as high as wide; that is no formula.
@@ -67,8 +72,39 @@ class TextImageProcessor(PilBackend):
             factor *= shrink
         elif enlarge > 1:
             factor *= enlarge
-        # A limit counts again after the rounding: a very long image would otherwise leave it on the short side.
-        return max(round(height * factor), 1), max(round(width * factor), 1)
+        return factor
+
+    def crop_ink(self, ink: torch.Tensor, margin: int) -> torch.Tensor:
+        """(height, width) cut to what is brighter than half the brightest, with `margin` black pixels around it.
+
+        A lone bar gets more room on its short sides, so that it stays within the limits of `scale_factor`.
+        """
+        bright = ink > ink.max() / 2
+        rows, columns = bright.any(1).nonzero().flatten(), bright.any(0).nonzero().flatten()
+        # One pixel more: the soft edge of a stroke is darker than half.
+        top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
+        ink = ink[top : int(rows[-1]) + 2, left : int(columns[-1]) + 2]
+        height, width = ink.shape
+        missing_height = max(0, math.ceil((width + 2 * margin) / self.max_aspect["wide"]) - height - 2 * margin)
+        missing_width = max(0, math.ceil((height + 2 * margin) / self.max_aspect["tall"]) - width - 2 * margin)
+        across, down = margin + (missing_width + 1) // 2, margin + (missing_height + 1) // 2
+        return F.pad(ink, (across, across, down, down))
+
+    def resize_ink(self, ink: torch.Tensor, factor: float, antialias: bool) -> torch.Tensor:
+        """(height, width) in 0..1 scaled by `factor`, rounded to 8 bits as every stored image is."""
+        if factor == 1:
+            return ink
+        size = [max(round(side * factor), 1) for side in ink.shape]
+        if antialias:
+            ink = F.interpolate(ink[None, None], size, mode="bilinear", antialias=True)[0, 0]
+        else:
+            # OpenCV samples at steps of exactly 1 / factor, where `interpolate` would use the ratio of the sizes.
+            for axis, length in enumerate(size):
+                source = ((torch.arange(length) + 0.5) / factor - 0.5).clamp(0, ink.shape[axis] - 1)
+                low, high = source.floor().long(), source.ceil().long()
+                share = (source - low).unsqueeze(1 - axis)
+                ink = torch.lerp(ink.index_select(axis, low), ink.index_select(axis, high), share)
+        return (ink * 255).round() / 255
 
     def to_ink(self, image: np.ndarray, polarity: str) -> torch.Tensor:
         """Channel-first image of any common dtype to (height, width) float32 in 0..1, white ink on black.
@@ -101,20 +137,20 @@ class TextImageProcessor(PilBackend):
             polarity = "dark_on_light" if border.median() > 0.5 else "light_on_dark"
         return 1 - values if polarity == "dark_on_light" else values
 
-    def _preprocess(self, images, polarity, antialias, return_tensors, **kwargs) -> BatchFeature:
+    def _preprocess(self, images, polarity, crop_margin, antialias, return_tensors, **kwargs) -> BatchFeature:
         if polarity not in ("auto", "light_on_dark", "dark_on_light"):
             raise ValueError(f"polarity must be auto, light_on_dark or dark_on_light, not {polarity!r}.")
         processed = []
         for index, image in enumerate(images):
             try:
                 ink = self.to_ink(image, polarity)
-                size = self.target_size(*ink.shape)
+                factor = self.scale_factor(*ink.shape)
+                if crop_margin is not None:
+                    ink = self.crop_ink(ink, crop_margin)
+                    factor = self.scale_factor(*ink.shape)
             except ValueError as error:
                 raise ValueError(f"Image {index} cannot be read: {error}") from None
-            if size != tuple(ink.shape):
-                resized = F.interpolate(ink[None, None], size, mode="bilinear", antialias=antialias)[0, 0]
-                ink = (resized * 255).round() / 255  # 8-bit, as every stored image is
-            processed.append(ink)
+            processed.append(self.resize_ink(ink, factor, antialias))
         height, width = (max(ink.shape[axis] for ink in processed) for axis in (0, 1))
         pixel_values = torch.zeros(len(processed), 1, height, width)
         pixel_mask = torch.zeros(len(processed), height, width, dtype=torch.long)
