@@ -1,6 +1,9 @@
 """The `epigraph` command."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
@@ -8,6 +11,8 @@ from typer.testing import CliRunner
 
 import epigraph
 from epigraph_cli import app, main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -86,3 +91,24 @@ def test_cli_reports_an_error_in_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         main()
     assert str(end.value).startswith("epigraph: ") and missing in str(end.value) and "\n" not in str(end.value)
+
+
+def test_python_in_the_documents_runs(run_python, tiny_comer, tmp_path):
+    """README and card, word for word, where a small model stands in for the default checkpoint."""
+    folder = tmp_path / "work"
+    shutil.copytree(tiny_comer, folder / "checkpoints" / "comer-hme")
+    image = Image.new("L", (64, 40), "white")
+    ImageDraw.Draw(image).line([(8, 8), (30, 32), (56, 6)], fill=0, width=3)
+    image.save(folder / "formula.png")
+    strokes = "<trace>0 0, 10 10, 20 0</trace><trace>30 5, 40 5</trace>"
+    for name in ("formula", "notes"):
+        (folder / f"{name}.inkml").write_text(f'<ink xmlns="http://www.w3.org/2003/InkML">{strokes}</ink>')
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "model_cards/comer-hme.md")]
+    blocks = [
+        block for text in texts for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+    assert len(blocks) == 4
+    code = "\n".join(blocks).replace("epigraph/comer-hme", "checkpoints/comer-hme")
+    lines = run_python(code + "\nprint(model.config.model_type)", cwd=folder).stdout.splitlines()
+    assert len(lines) == 6 and lines[-1] == "comer", lines
+    assert lines[4] == str([lines[2].rsplit(" ", 1)[0]]), "both ways of the card read the same"
