@@ -88,10 +88,15 @@ class CoMERBatchNorm(nn.BatchNorm2d):
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Normalises (batch, channels, height, width).
 
-        `mask` (batch, 1, height, width) bool is True at image cells. In training the others come out as zeros.
+        `mask` (batch, 1, height, width) bool is True at image cells. In training the others come out as zeros. A frozen
+        norm (its weight needs no gradient) keeps to its running statistics: an adapter is trained, saved and loaded
+        with the same ones.
         """
+        if not (self.training and self.weight.requires_grad):
+            running = self.running_mean, self.running_var
+            return F.batch_norm(hidden, *running, self.weight, self.bias, False, self.momentum, self.eps)
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not self.training or (mask is None and not distributed):
+        if mask is None and not distributed:
             return self._normalised(hidden)
         if mask is None:
             mask = torch.ones_like(hidden[:, :1], dtype=torch.bool)
@@ -112,7 +117,7 @@ class CoMERBatchNorm(nn.BatchNorm2d):
         return torch._C._current_graph_task_id() != -1
 
     def _normalised(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not (self.training and self._counted):
+        if not self._counted:
             return super().forward(hidden)
         running = self.running_mean.clone(), self.running_var.clone()
         return F.batch_norm(hidden, *running, self.weight, self.bias, True, self.momentum, self.eps)
