@@ -188,3 +188,13 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     expected = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert expected <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_knows_every_key_of_our_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kinds = {"cpu": "NO", "single_gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP"}
+    assert config.distributed_type == kinds[path.stem] and config.use_cpu == (path.stem == "cpu")
+    assert config.mixed_precision is None, "the recipe says the precision"
