@@ -70,6 +70,37 @@ def tiny_comer(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """Folder of a small CoMER that has learnt the four drawings of `drawings.py` by heart, and reads them right."""
+    import torch
+    from drawings import TEXTS
+
+    from epigraph.data.ink import render
+    from epigraph.models.configuration_comer import CoMERConfig
+    from epigraph.models.generation_comer import grammar_from_vocabulary
+    from epigraph.models.modeling_comer import CoMERForConditionalGeneration
+    from epigraph.models.processing import comer_processor
+
+    torch.manual_seed(0)
+    processor = comer_processor(scale=0.6)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes |= {"growth_rate": 4, "dense_layers": (1, 1, 1), "coverage_channels": 4}
+    grammar = grammar_from_vocabulary(processor.tokenizer.get_vocab())
+    model = CoMERForConditionalGeneration(CoMERConfig(**sizes, dropout=0.0, encoder_dropout=0.0, grammar=grammar))
+    batch = processor(images=[render(strokes) for strokes in TEXTS.values()], text=list(TEXTS))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("models") / "reader-hme"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub():
     """A Hub of its own for one test: `.url`, `.repos`, `.requests`."""

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from .data.ink import Ink, read_inkml, read_json, render
+from .data.ink import Ink, as_strokes, read_inkml, read_json, render
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
@@ -390,7 +390,7 @@ def to_image(item, name: str, task: str | None = None) -> Image.Image | np.ndarr
     """
     content = _open(item, name)
     if isinstance(content, Ink):
-        return render(content.strokes)
+        return render(as_strokes(content.strokes, name))
     if task == "ink":
         raise ValueError(f"{name}: an image, but task 'ink' reads strokes (InkML, JSON); read it with task 'maths'.")
     if isinstance(content, torch.Tensor):
