@@ -110,6 +110,30 @@ assert torch.equal(model.generate(**inputs, num_beams=3, max_length=8), expected
     run_python("import epigraph\n" + here, hub_env)
 
 
+@pytest.mark.parametrize(
+    "repo_id, code_repo, message",
+    [
+        ("org/x", "org/nothing", "code repository org/nothing does not exist"),
+        ("org/x/y", "org/code", "org/x/y"),
+        ("org/x", "org/code", "org/x was not pushed .*refused"),
+    ],
+)
+def test_a_hub_that_refuses_is_one_sentence(published, hub, monkeypatch, repo_id, code_repo, message):
+    model_dir, card, results = published
+
+    class Refusing(publishing.HfApi):
+        def create_commit(self, *args, **kwargs):
+            raise RuntimeError("refused\nwith many more lines")
+
+    api = Refusing(endpoint=hub.url, token="test-token")
+    api.create_repo("org/code")
+    monkeypatch.setattr(publishing, "HfApi", lambda: api)
+    with pytest.raises((ValueError, ConnectionError), match=message) as caught:
+        publishing.push(model_dir, repo_id, card, [results], code_repo)
+    assert "\n" not in str(caught.value)
+    assert ("model", "org/x") not in hub.repos or not hub.model("org/x").files
+
+
 def test_card_is_complete(published, no_hub, capsys):
     model_dir, card, results = published
     publishing.push(model_dir, "org/tiny-hme", card, [results], dry_run=True)

@@ -279,7 +279,8 @@ def push(
         dry_run: write `model_dir/README.md`, print what would be pushed, and contact no Hub.
         with_code: call `push_code(code_repo)` before, once everything has been checked.
 
-    Returns the commit's URL, None for a dry run. Raises ValueError with one sentence that says what is wrong.
+    Returns the commit's URL, None for a dry run. Raises ValueError with one sentence that says what is wrong, or
+    ConnectionError where the Hub refuses or cannot be reached; nothing of the model has been committed then.
     """
     model_dir = Path(model_dir)
     name = model_dir.resolve().name
@@ -302,12 +303,20 @@ def push(
         for path, content in sorted(files.items()):
             print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
         return None
-    api = HfApi()
-    if with_code:
-        push_code(code_repo)
-    elif not api.repo_exists(code_repo):
-        raise ValueError(f"the code repository {code_repo} does not exist; push it once with --push-code")
-    return commit(api, repo_id, files, f"Push {name}", private)
+    try:
+        api = HfApi()
+        if with_code:
+            push_code(code_repo)
+        elif not api.repo_exists(code_repo):
+            raise ValueError(f"the code repository {code_repo} does not exist; push it once with --push-code")
+        return commit(api, repo_id, files, f"Push {name}", private)
+    except ValueError:
+        raise
+    except Exception as error:  # each version of huggingface_hub has the errors of another HTTP client
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConnectionError(
+            f"{repo_id} was not pushed ({reason}); see that the Hub can be reached and that `hf auth login` was run"
+        ) from error
 
 
 def main(args: list[str] | None = None):
