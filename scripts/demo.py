@@ -1,0 +1,66 @@
+"""Read the handwritten formulas of examples/ and write demo.html: drawing, formula, truth and attention.
+
+python scripts/demo.py
+python scripts/demo.py --model runs/mine --examples my/ink --output mine.html
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from epigraph.data.ink import read_ink, render
+from epigraph.metrics import symlg_errors
+from epigraph.reading import checkpoint_folder, load, read
+from epigraph.report import Example, attention_maps, page
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read_example(path: Path, model, processor, n_best: int) -> Example:
+    """Read one file of ink and compare with the truth that it states."""
+    started = time.perf_counter()
+    reading = read(path, model, processor=processor, n_best=n_best)
+    seconds = time.perf_counter() - started
+    ink = read_ink(path)
+    image = render(ink.strokes)
+    right = None if ink.label is None else not reading.error and symlg_errors(reading.text, ink.label) == 0
+    maps, extent = attention_maps(model, processor, image, reading.text)
+    return Example(path.stem, image, reading, seconds, ink.label, right, maps, extent)
+
+
+def print_table(examples: list[Example]):
+    """One line per file, and the truth below where it is written differently."""
+    width = max(len(example.name) for example in examples)
+    print(f"{'file':{width}}  right  score     time  LaTeX")
+    for example in examples:
+        reading, right = example.reading, {True: "yes", False: "NO", None: "?"}[example.right]
+        score = "" if reading.score is None else f"{reading.score:.3f}"
+        print(
+            f"{example.name:{width}}  {right:5}  {score:>6}  {example.seconds:5.2f} s  {reading.error or reading.text}"
+        )
+        if example.truth not in (None, reading.text):
+            print(f"{'':{width}}  {'truth':>24}  {example.truth}")
+
+
+def main(args: list[str] | None = None):
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="model folder or Hub id (default: the checkpoint that comes with epigraph)")
+    parser.add_argument("--examples", type=Path, default=ROOT / "examples" / "handwritten-math", help="folder of ink")
+    parser.add_argument("--output", type=Path, default=Path("demo.html"), help="the page (default: %(default)s)")
+    parser.add_argument("--n-best", type=int, default=3, help="readings of each file to show (default: %(default)s)")
+    arguments = parser.parse_args(args)
+
+    files = sorted(path for path in arguments.examples.glob("*") if path.suffix in (".json", ".inkml"))
+    if not files:
+        parser.error(f"{arguments.examples} holds no ink (.json, .inkml)")
+    model, processor = load(arguments.model)
+    examples = [read_example(path, model, processor, arguments.n_best) for path in files]
+    print_table(examples)
+    known = [example.right for example in examples if example.right is not None]
+    arguments.output.write_text(page(examples, checkpoint_folder(arguments.model).name), encoding="utf-8")
+    print(f"\n{sum(known)} of {len(known)} right; {arguments.output} shows drawings, formulas and attention")
+
+
+if __name__ == "__main__":
+    main()

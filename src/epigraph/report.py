@@ -1,0 +1,240 @@
+"""A page of readings: drawing, rendered formula, truth, and where the model looked at each token. HTML and CSS only.
+
+The page needs no script and no network. Tokens are radio buttons, so that a keyboard walks through them like a mouse.
+"""
+
+import base64
+import html
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .reading import FormulaReading
+
+CELL = 16  # pixels of the model's input along a side of one cell of its features
+HEAT = (232, 89, 12)
+
+
+@dataclass
+class Example:
+    """One entry of the page.
+
+    Attributes:
+        name: shown as its title.
+        image: the drawing as it was read, white ink on black.
+        reading: what was read.
+        seconds: how long that took.
+        truth: what was drawn, as tokens; None where not known.
+        right: whether reading and truth are the same formula; None where not known.
+        maps: attention (tokens, rows, columns) of `attention_maps`.
+        extent: height and width of the cells' grid, as multiples of the drawing's.
+    """
+
+    name: str
+    image: Image.Image
+    reading: FormulaReading
+    seconds: float
+    truth: str | None
+    right: bool | None
+    maps: np.ndarray
+    extent: tuple[float, float]
+
+
+@torch.no_grad()
+def attention_maps(model, processor, image: Image.Image, text: str) -> tuple[np.ndarray, tuple[float, float]]:
+    """Where the model looks as it reads `text` from left to right: the last layer's attention, mean of its heads.
+
+    Returns:
+        Maps (tokens, rows, columns), each summing to 1, and the height and width of their grid as multiples of the
+        image's: the last cells reach beyond it.
+    """
+    inputs = processor(images=[image], text=[text]).to(model.device)
+    labels = inputs.pop("labels").long()
+    start = labels.new_full((1, 1), model.config.bos_token_id)
+    output = model(**inputs, decoder_input_ids=torch.cat([start, labels], dim=1))
+    rows, columns = output.feature_mask.shape[1:]
+    maps = output.cross_attentions[-1].mean(1)[0, :-1].float().cpu()  # the last step looks for the stop token
+    height, width = inputs["pixel_values"].shape[2:]
+    return maps.view(-1, rows, columns).numpy(), (rows * CELL / height, columns * CELL / width)
+
+
+def page(examples: list[Example], model: str) -> str:
+    """The whole page.
+
+    Args:
+        examples: in the order in which they are shown.
+        model: name of the model, for the heading.
+    """
+    known = [example.right for example in examples if example.right is not None]
+    seconds = sum(example.seconds for example in examples)
+    summary = f"{sum(known)} of {len(known)} formulas read right" if known else f"{len(examples)} formulas"
+    return _PAGE.format(
+        css=_CSS,
+        summary=html.escape(f"{summary} by {model}, in {seconds:.1f} s."),
+        articles="\n".join(_article(number, example) for number, example in enumerate(examples)),
+    )
+
+
+def _article(number: int, example: Example) -> str:
+    reading = example.reading
+    verdict, mark = {True: ("right", "✓ right"), False: ("wrong", "✗ misread"), None: ("unknown", "")}[example.right]
+    facts = f"{example.seconds:.2f} s"
+    if reading.error:
+        body = f"<p class=note>{html.escape(reading.error)}</p>"
+    else:
+        facts = f"score {reading.score:.3f} · {facts}"
+        body = f"<h3>Reading</h3>{formula(reading.text)}"
+    if example.truth is not None and not example.right:
+        body += f"<h3>Truth</h3>{formula(example.truth)}"
+    elif example.truth is not None and example.truth != reading.text:
+        body += f"<h3>Truth, spelt another way</h3><code>{html.escape(example.truth)}</code>"
+    return (
+        f'<article class="{verdict}"><header><h2>{html.escape(example.name)}</h2>'
+        f"<strong>{mark}</strong><span>{facts}</span></header>"
+        f"<div class=columns>{_drawing(number, example)}<section>{body}{_n_best(reading)}</section></div></article>"
+    )
+
+
+def formula(latex: str) -> str:
+    """MathML of LaTeX tokens above the tokens themselves; of what cannot be rendered, only the tokens and a note."""
+    from latex2mathml.converter import convert
+
+    source = f"<code>{html.escape(latex) or 'nothing'}</code>"
+    try:
+        rendered = convert(latex, display="block")
+    except Exception as error:  # it raises a class of its own for each thing that a misreading can lack
+        return f"<p class=note>This LaTeX cannot be rendered ({type(error).__name__}).</p>{source}"
+    return f"<div class=formula>{rendered}</div>{source}"
+
+
+def _n_best(reading: FormulaReading) -> str:
+    if len(reading.n_best) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><td>{candidate.score:.3f}<td>{candidate.forward_score:.3f}"
+        f"<td>{'' if candidate.reverse_score is None else f'{candidate.reverse_score:.3f}'}"
+        f"<td><code>{html.escape(candidate.text)}</code>"
+        for candidate in reading.n_best
+    )
+    head = "<tr><th>score<th>forward<th>reverse<th>LaTeX"
+    return f"<details><summary>{len(reading.n_best)} best readings</summary><div class=scroll><table>{head}{rows}</table></div></details>"
+
+
+def _drawing(number: int, example: Example) -> str:
+    """The drawing, and under it the tokens; each carries its attention as an overlay of the drawing."""
+    ink = np.asarray(example.image.convert("L"))
+    picture = _data_uri(np.dstack([np.zeros((*ink.shape, 3), np.uint8), ink]))
+    width, height = example.image.size
+    style = f'style="--width: {width}px; --ratio: {width} / {height}"'
+    tall, wide = (f"{100 * share:.2f}%" for share in example.extent)
+    chips = [
+        f"<label><input type=radio name=t{number} checked><span class=chip>ink only</span></label>",
+    ]
+    for token, score, heat in zip(example.reading.text.split(), example.reading.token_scores, example.maps):
+        token = html.escape(token)
+        probability = f"{100 * math.exp(score):.0f} %"
+        overlay = f'<img src="{_data_uri(_heat(heat))}" alt="" style="width: {wide}; height: {tall}">'
+        chips.append(
+            f'<label title="{token}: {probability}"><input type=radio name=t{number} aria-label="attention for {token}">'
+            f"<span class=chip>{token}</span><span class=heat>{overlay}</span></label>"
+        )
+    return (
+        f'<figure {style}><img class=ink src="{picture}" alt="drawing of {html.escape(example.truth or example.name)}" '
+        f'width={width} height={height}><figcaption role=radiogroup aria-label="attention of each token">'
+        f"{''.join(chips)}</figcaption></figure>"
+    )
+
+
+def _heat(weights: np.ndarray) -> np.ndarray:
+    """One transparent pixel per cell, opaque where the weight is greatest; the browser draws the cells smoothly."""
+    share = np.sqrt(weights / max(float(weights.max()), 1e-9))  # the root shows the faint halo too
+    image = np.empty((*weights.shape, 4), np.uint8)
+    image[..., :3] = HEAT
+    image[..., 3] = (200 * share).astype(np.uint8)
+    return image
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+_CSS = """
+:root { color-scheme: light dark; --back: #f6f5f2; --card: #fff; --text: #1c1b19; --soft: #6b6862; --line: #dedbd4;
+  --right: #2b7a4b; --wrong: #c0392b; --accent: #e8590c; }
+@media (prefers-color-scheme: dark) { :root { --back: #161513; --card: #201f1c; --text: #ece9e2; --soft: #a09c93;
+  --line: #3a3833; --right: #6cc08b; --wrong: #f08a7c; --accent: #ff8a4c; } .ink { filter: invert(1); } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1rem 4rem; max-width: 70rem; background: var(--back); color: var(--text);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.75rem; letter-spacing: -.02em; text-wrap: balance; }
+body > p { margin: .25rem 0; max-width: 46rem; color: var(--soft); }
+body > p b { color: var(--text); font-weight: 600; }
+article { margin-top: 1.25rem; padding: 1rem 1.25rem 1.25rem; background: var(--card); border: 1px solid var(--line);
+  border-left: 4px solid var(--line); border-radius: 8px; }
+article.right { border-left-color: var(--right); }
+article.wrong { border-left-color: var(--wrong); }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .1rem .9rem; margin-bottom: .9rem; }
+h2 { margin: 0; font-size: 1.05rem; }
+h3 { margin: 1rem 0 .25rem; font-size: .8rem; font-weight: 600; color: var(--soft); }
+section > h3:first-child { margin-top: 0; }
+header strong { font-size: .9rem; }
+.right header strong { color: var(--right); }
+.wrong header strong { color: var(--wrong); }
+header span { margin-left: auto; color: var(--soft); font-size: .85rem; font-variant-numeric: tabular-nums; }
+.columns { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1.25rem 2.5rem; }
+@media (min-width: 48rem) { .columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); } }
+figure { position: relative; margin: 0; }
+.ink, .heat { display: block; width: min(100%, var(--width)); height: auto; aspect-ratio: var(--ratio); }
+.heat { position: absolute; inset: 0 auto auto 0; overflow: hidden; opacity: 0; pointer-events: none;
+  transition: opacity .12s; }
+.heat img { display: block; max-width: none; }
+figcaption { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .9rem; }
+label { cursor: pointer; }
+input { position: absolute; opacity: 0; pointer-events: none; }
+.chip { display: block; min-width: 1.9rem; padding: .1rem .5rem; border: 1px solid var(--line); border-radius: 5px;
+  text-align: center; font: .85rem/1.5 ui-monospace, monospace; }
+label:hover .chip { border-color: var(--accent); }
+input:checked + .chip { border-color: var(--accent); background: color-mix(in srgb, var(--accent) 16%, transparent); }
+input:focus-visible + .chip { outline: 2px solid var(--accent); outline-offset: 1px; }
+input:checked ~ .heat { opacity: 1; }
+figcaption:has(label:hover) .heat { opacity: 0; }
+figcaption label:hover .heat { opacity: 1; }
+.formula { overflow-x: auto; padding: .25rem 0; font-size: 1.35rem; }
+math[display=block] { display: block math; text-align: left; width: fit-content; }
+code { font: .85rem/1.5 ui-monospace, monospace; color: var(--soft); overflow-wrap: anywhere; }
+.note { margin: 0 0 .25rem; color: var(--wrong); font-size: .9rem; }
+details { margin-top: 1rem; font-size: .9rem; }
+summary { cursor: pointer; color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { margin-top: .4rem; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
+td:last-child { white-space: normal; min-width: 12rem; }
+th { font-size: .8rem; font-weight: 600; color: var(--soft); }
+@media (prefers-reduced-motion: reduce) { .heat { transition: none; } }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Handwritten formulas, read by epigraph</title>
+<style>{css}</style>
+</head>
+<body>
+<h1>Handwritten formulas, read by epigraph</h1>
+<p><b>{summary}</b></p>
+<p>Choose a token under a drawing, by pointer or arrow keys, to see where the model looked when it wrote it.
+Scores are log-probabilities per token, the mean of both reading directions.</p>
+{articles}
+</body>
+</html>
+"""
+
+__all__ = ["Example", "attention_maps", "formula", "page"]
