@@ -128,8 +128,10 @@ def test_a_generated_reading_does_not_depend_on_the_batch():
 
 
 def training_step(model, batch, labels, **kwargs):
-    """Loss, gradients and BatchNorm statistics of one training step."""
+    """Loss, gradients and BatchNorm statistics of one training step, after one that only moves the statistics."""
     model.train().zero_grad()
+    with torch.no_grad():
+        model(**batch, labels=labels)
     loss = model(**batch, labels=labels, **kwargs).loss
     loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -290,11 +292,11 @@ def test_wrong_inputs_are_named(inputs, message):
         build()(**inputs)
 
 
-def run_process(rank, folder, checkpointing):
+def run_process(rank, folder, checkpointing, momentum):
     """One of two processes: the first has no padding, the second has."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = build()
+    model = with_momentum(build(), momentum)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     images, labels = distributed_examples()
@@ -317,12 +319,19 @@ def distributed_examples():
     return images, pad_labels([5, 6, 7, 8], [9], [3, 4], [11, 12, 13])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_processes_are_one(tmp_path, checkpointing):
+def with_momentum(model, momentum):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = momentum
+    return model
+
+
+@pytest.mark.parametrize(("checkpointing", "momentum"), [(False, None), (True, 0.1)])
+def test_two_processes_are_one(tmp_path, checkpointing, momentum):
     """Loss, gradients and BatchNorm statistics of two processes are those of one with both batches."""
-    torch.multiprocessing.spawn(run_process, args=(str(tmp_path), checkpointing), nprocs=2)
+    torch.multiprocessing.spawn(run_process, args=(str(tmp_path), checkpointing, momentum), nprocs=2)
     images, labels = distributed_examples()
-    expected = training_step(build(), pad_batch(images), labels)
+    expected = training_step(with_momentum(build(), momentum), pad_batch(images), labels)
     for rank in range(2):
         saved = load_file(tmp_path / f"{rank}.safetensors")
         parts = [{k.removeprefix(p): v for k, v in saved.items() if k.startswith(p)} for p in ("gradient.", "buffer.")]

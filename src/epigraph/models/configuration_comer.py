@@ -34,6 +34,8 @@ class CoMERConfig(PreTrainedConfig):
 
     model_type = "comer"
     attribute_map = {"d_model": "hidden_size"}
+    # Their sizes change from batch to batch, so that a Trainer could not gather them.
+    keys_to_ignore_at_inference = ["cross_attentions", "coverages", "encoder_last_hidden_state", "feature_mask"]
 
     vocab_size: int = 113
     hidden_size: int = 256
@@ -63,6 +65,17 @@ class CoMERConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: raises where the numbers cannot make a model."""
+        sizes = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size growth_rate"
+        for name in [*sizes.split(), "bottleneck_factor", "coverage_channels", "coverage_kernel_size"]:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("dropout", "encoder_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+        if not 0 < self.transition_reduction <= 1:
+            raise ValueError(f"transition_reduction must be above 0 and at most 1, not {self.transition_reduction}.")
+        if not self.position_temperature > 0:
+            raise ValueError(f"position_temperature must be above 0, not {self.position_temperature}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
@@ -71,8 +84,8 @@ class CoMERConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of 4, which the 2-D sinusoidal positions need."
             )
-        if len(self.dense_layers) != 3:
-            raise ValueError(f"dense_layers gives the depths of three blocks, not of {len(self.dense_layers)}.")
+        if len(self.dense_layers) != 3 or min(self.dense_layers) < 1:
+            raise ValueError(f"dense_layers must give the depths of three blocks, not {list(self.dense_layers)}.")
         if self.coverage_kernel_size % 2 == 0:
             raise ValueError(f"coverage_kernel_size {self.coverage_kernel_size} must be odd.")
 

@@ -79,6 +79,22 @@ def image_positions(feature_mask: torch.Tensor, dim: int, temperature: float) ->
     return torch.cat([sinusoid(x, dim // 2, temperature), sinusoid(y, dim // 2, temperature)], dim=-1)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce with a gradient, which is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 class CoMERBatchNorm(nn.BatchNorm2d):
     """BatchNorm whose statistics leave padding out, and are shared by all processes of a distributed run.
 
@@ -88,13 +104,13 @@ class CoMERBatchNorm(nn.BatchNorm2d):
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Normalises (batch, channels, height, width).
 
-        `mask` (batch, 1, height, width) bool is True at image cells. In training the others come out as zeros. A frozen
-        norm (its weight needs no gradient) keeps to its running statistics: an adapter is trained, saved and loaded
-        with the same ones.
+        `mask` (batch, 1, height, width) bool is True at image cells. In training the others come out as zeros.
+        A frozen norm (its weight needs no gradient) keeps to its running statistics, so that an adapter is trained,
+        saved and loaded with the same ones.
         """
         if not (self.training and self.weight.requires_grad):
             running = self.running_mean, self.running_var
-            return F.batch_norm(hidden, *running, self.weight, self.bias, False, self.momentum, self.eps)
+            return F.batch_norm(hidden, *running, self.weight, self.bias, False, 0.0, self.eps)
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if mask is None and not distributed:
             return self._normalised(hidden)
@@ -120,24 +136,23 @@ class CoMERBatchNorm(nn.BatchNorm2d):
         if not self._counted:
             return super().forward(hidden)
         running = self.running_mean.clone(), self.running_var.clone()
-        return F.batch_norm(hidden, *running, self.weight, self.bias, True, self.momentum, self.eps)
+        return F.batch_norm(hidden, *running, self.weight, self.bias, True, 0.0, self.eps)
 
     def _synchronised(self, packed: torch.Tensor) -> torch.Tensor:
         """Normalises (cells, channels) by the statistics of all processes (there is no SyncBatchNorm for CPUs)."""
-        from torch.distributed.nn.functional import all_reduce  # the differentiable one
-
         count = packed.new_tensor([packed.shape[0]])
-        total, squares, count = all_reduce(torch.cat([packed.sum(0), (packed * packed).sum(0), count])).split(
-            [self.num_features, self.num_features, 1]
-        )
+        sums = _SumOverProcesses.apply(torch.cat([packed.sum(0), (packed * packed).sum(0), count]))
+        total, squares, count = sums.split([self.num_features, self.num_features, 1])
         mean = total / count
         variance = (squares / count - mean * mean).clamp(min=0)
         if not self._counted:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                # Without a momentum, the plain average over all batches, as when `update_bn` follows weight averaging.
+                share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                 unbiased = variance * count / (count - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         return (packed - mean) * (self.weight * torch.rsqrt(variance + self.eps)) + self.bias
 
 
