@@ -6,6 +6,7 @@ The order of the data is a function of (seed, epoch), every variation of an exam
 a checkpoint holds everything else: a run that is killed goes on to the same losses.
 """
 
+import argparse
 import json
 import logging
 import math
@@ -30,7 +31,9 @@ class PretrainArguments:
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
     train_data: str = field(metadata={"help": "Parquet file or folder in the formula schema; ${VARIABLES} expand."})
-    model: str = field(default="{}", metadata={"help": "Configuration with its model_type, or a folder to go on from."})
+    model: str = field(
+        default="{}", metadata={"help": "Configuration with its model_type, or a folder to go on from."}
+    )
     processor: str = field(default="{}", metadata={"help": "Settings of a new processor."})
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_data: str | None = field(default=None, metadata={"help": "Data for model selection; never the test set."})
@@ -76,34 +79,39 @@ def parse_recipe(argv: list[str], arguments: type = PretrainArguments):
     Raises:
         RecipeError: no such file, not a mapping, an unknown key, an unset variable.
     """
-    import yaml
-
     parser = HfArgumentParser(arguments, description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", help="YAML file of the arguments below.")
-    known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")] + ["--output_dir", "", "--train_data", ""])
-    if known.recipe and not {"-h", "--help"} & set(argv):
-        path = Path(known.recipe)
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe.")
-        try:
-            values = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path}: not valid YAML ({error}).") from None
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping of argument names to values.")
-        names = {f.name for f in fields(arguments)}
-        if unknown := sorted(set(values) - names):
-            raise RecipeError(f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(names))}.")
-        for action in parser._actions:
-            if action.dest in values:
-                action.required = False
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--recipe")
+    recipe = finder.parse_known_args(argv)[0].recipe
+    if recipe is not None:
+        values = read_recipe(Path(recipe), {f.name for f in fields(arguments)})
         parser.set_defaults(**values)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in values
     namespace = vars(parser.parse_args(argv))
     namespace.pop("recipe")
     try:
         return arguments(**namespace)
-    except (TypeError, json.JSONDecodeError) as error:
-        raise RecipeError(f"{error}") from None
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{recipe or 'command line'}: {error}") from None
+
+
+def read_recipe(path: Path, names: set[str]) -> dict:
+    """The values of a recipe, whose keys must be among `names`; see `parse_recipe` for the errors."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML ({error}).") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of argument names to values.")
+    if unknown := sorted(set(map(str, values)) - names):
+        raise RecipeError(f"{path}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(names))}.")
+    return values
 
 
 @dataclass
@@ -115,6 +123,8 @@ class Progress:
     batch: int = 0
     best: float = -math.inf
     examples: int = 0
+    loss_sum: float = 0.0  # since the last log line, so that a resumed run logs the same means
+    loss_steps: int = 0
 
     def state_dict(self) -> dict:
         return dict(vars(self))
@@ -126,9 +136,7 @@ class Progress:
 def build_optimizer(model: torch.nn.Module, args: PretrainArguments) -> torch.optim.Optimizer:
     """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything."""
     if args.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay
-        )
+        return torch.optim.SGD(model.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay)
     if args.optimizer != "adamw":
         raise RecipeError(f"optimizer must be adamw or sgd, not {args.optimizer!r}.")
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -176,12 +184,19 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def keep_until(metrics_file: Path, step: int) -> None:
+    """Drop what a killed run logged after the checkpoint that is resumed: it is logged again."""
+    if metrics_file.exists():
+        lines = [line for line in metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        metrics_file.write_text("".join(f"{line}\n" for line in lines))
+
+
 def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None) -> Progress:
     """Trains `model` in place.
 
     Args:
         model: returns `.loss`, takes `num_items_in_batch`, and counts them in `num_loss_items(labels)`.
-        loader: `loader(epoch, start)` iterates over this process's batches of an epoch; `FormulaLoader`.
+        loader: `loader(epoch, start, rank, world)` iterates over a process's share of an epoch; `FormulaLoader`.
         args: what to do.
         evaluate: `evaluate(model) -> dict` of numbers; `selection` among them, higher is better, picks the best.
         save_extra: `save_extra(folder)` puts what belongs beside the weights (the processor) into a saved folder.
@@ -195,7 +210,10 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
 
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with="tensorboard", project_dir=str(output_dir), step_scheduler_with_optimizer=False
+        mixed_precision=args.mixed_precision,
+        log_with="tensorboard",
+        project_dir=str(output_dir),
+        step_scheduler_with_optimizer=False,
     )
     optimizer = build_optimizer(model, args)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
@@ -210,13 +228,16 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
     progress = Progress()
     accelerator.register_for_checkpointing(progress)
 
-    if args.resume and (existing := checkpoints(output_dir)):
+    existing = checkpoints(output_dir)
+    if existing and not args.resume:
+        raise RecipeError(f"{output_dir} already holds checkpoints; add --resume, or choose another output_dir.")
+    if existing:
         accelerator.load_state(str(existing[-1]))
         logger.info("resumed from %s", existing[-1])
-    elif checkpoints(output_dir) and not args.resume:
-        raise RecipeError(f"{output_dir} already holds checkpoints; add --resume, or choose another output_dir.")
     accelerator.init_trackers("logs")
     metrics_file = output_dir / "metrics.jsonl"
+    if accelerator.is_main_process:
+        keep_until(metrics_file, progress.step)
 
     def log(values: dict) -> None:
         if accelerator.is_main_process:
@@ -239,7 +260,12 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
     def save_checkpoint() -> None:
         folder = output_dir / f"checkpoint-{progress.step}"
         partial = folder.with_name(f".{folder.name}.partial")
-        accelerator.save_state(str(partial))  # every process writes its random state
+        progress.loss_sum = accelerator.reduce(running, "mean").item()
+        try:
+            accelerator.save_state(str(partial))  # every process writes its random state
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{folder}: could not be saved ({error}); earlier checkpoints are unchanged.") from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
@@ -263,11 +289,12 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
                 save_model("best")
         accelerator.wait_for_everyone()
 
-    bar = tqdm(total=args.max_steps, initial=progress.step, disable=not accelerator.is_main_process, dynamic_ncols=True)
-    running, since, started = torch.zeros((), device=accelerator.device), 0, time.perf_counter()
+    hidden = not accelerator.is_main_process
+    bar = tqdm(total=args.max_steps, initial=progress.step, disable=hidden, dynamic_ncols=True)
+    running, started = torch.tensor(progress.loss_sum, device=accelerator.device), time.perf_counter()
     model.train()
     while progress.step < args.max_steps:
-        batches = loader(progress.epoch, progress.batch)
+        batches = loader(progress.epoch, progress.batch, accelerator.process_index, accelerator.num_processes)
         while progress.step < args.max_steps:
             window = [batch for _, batch in zip(range(args.accumulate), batches)]
             if not window:
@@ -293,21 +320,21 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
             progress.step += 1
             progress.batch += len(window)
             progress.examples += sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
-            since += 1
+            progress.loss_steps += 1
             bar.update()
             if progress.step % args.logging_steps == 0:
-                value = accelerator.reduce(running, "mean").item() / since
+                value = accelerator.reduce(running, "mean").item() / progress.loss_steps
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"The loss is {value} at step {progress.step}; lower the learning rate or clip gradients "
                         f"(max_grad_norm), and resume from {output_dir}."
                     )
-                seconds = time.perf_counter() - started
                 rate = scheduler.get_last_lr()[0]
-                log({"loss": value, "learning_rate": rate, "epoch": progress.epoch, "examples": progress.examples, "seconds": seconds})
+                counts = {"epoch": progress.epoch, "examples": progress.examples}
+                log({"loss": value, "learning_rate": rate, **counts, "seconds": time.perf_counter() - started})
                 bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", epoch=progress.epoch)
                 running.zero_()
-                since = 0
+                progress.loss_steps = 0
             if progress.step % args.eval_steps == 0 and progress.step < args.max_steps:
                 run_evaluation()
             if progress.step % args.save_steps == 0 and progress.step < args.max_steps:
@@ -324,26 +351,15 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
     return progress
 
 
-def teacher_forced_evaluation(dataset, processor, batch_size: int):
-    """`evaluate(model)` for `train`: loss and token accuracy of both directions on unvaried images."""
-    from .data.collate import FormulaCollator
+def reading_evaluation(rows, processor, limit: int | None):
+    """`evaluate(model)` for `train`: greedy expression rates on held-out rows; ExpRate selects the best model."""
+    from .evaluation import evaluate_formulas
 
-    collate = FormulaCollator(processor)
-    order = dataset.sizes().prod(1).argsort().tolist()
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
 
-    @torch.no_grad()
     def evaluate(model) -> dict[str, float]:
-        loss = correct = total = 0.0
-        for start in range(0, len(order), batch_size):
-            batch = collate([dataset[index] for index in order[start : start + batch_size]])
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            inputs, targets = model.bidirectional_targets(batch.pop("labels"))
-            output = model(**batch, decoder_input_ids=inputs, labels=targets)
-            valid = targets != model.config.pad_token_id
-            loss += float(output.loss) * int(valid.sum())
-            correct += int(((output.logits.argmax(-1) == targets) & valid).sum())
-            total += int(valid.sum())
-        return {"loss": loss / total, "token_accuracy": correct / total, "selection": correct / total}
+        metrics = evaluate_formulas(model, processor, rows, batch_size=16, num_beams=1, direction="l2r")["metrics"]
+        return {**metrics, "selection": metrics["exprate"]}
 
     return evaluate
 
@@ -381,15 +397,10 @@ def main(argv: list[str] | None = None) -> None:
     batches = FormulaBatches(dataset.sizes(), lengths, *limits, args.seed, zoom)
     evaluate = None
     if args.eval_data:
-        held_out, _ = normalise_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)
-        if args.eval_limit:
-            held_out = held_out.select(range(min(args.eval_limit, len(held_out))))
-        evaluate = teacher_forced_evaluation(FormulaDataset(held_out), processor, 16)
+        # Not normalised: a label that the vocabulary cannot write counts as wrong.
+        evaluate = reading_evaluation(load_formulas(args.eval_data, args.eval_split), processor, args.eval_limit)
 
-    from accelerate import PartialState
-
-    state = PartialState()
-    loader = FormulaLoader(dataset, batches, processor, args.num_workers, state.process_index, state.num_processes)
+    loader = FormulaLoader(dataset, batches, processor, args.num_workers)
     train(model, loader, args, evaluate, processor.save_pretrained)
 
 

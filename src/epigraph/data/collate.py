@@ -173,21 +173,21 @@ class FormulaCollator:
 
 
 class FormulaLoader:
-    """Training batches of one process, from any place in the run.
+    """Training batches from any place in the run.
 
     Of every global batch process `rank` takes each `world`-th example, so that the global batch is that of one
     process.
     """
 
-    def __init__(self, dataset: FormulaDataset, batches: FormulaBatches, processor, num_workers=0, rank=0, world=1):
+    def __init__(self, dataset: FormulaDataset, batches: FormulaBatches, processor, num_workers: int = 0):
         self.dataset, self.batches, self.collate = dataset, batches, FormulaCollator(processor)
-        self.num_workers, self.rank, self.world = num_workers, rank, world
+        self.num_workers = num_workers
 
-    def __call__(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of `epoch` from number `start` on."""
+    def __call__(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of `epoch` from number `start` on, the share of process `rank` among `world`."""
         # A global batch smaller than the number of processes would leave one without work.
-        batches = [batch for batch in self.batches.epoch(epoch) if len(batch) >= self.world]
-        mine = [batch[self.rank :: self.world] for batch in batches[start:]]
+        batches = [batch for batch in self.batches.epoch(epoch) if len(batch) >= world]
+        mine = [batch[rank::world] for batch in batches[start:]]
         return iter(
             DataLoader(
                 self.dataset,
@@ -195,5 +195,7 @@ class FormulaLoader:
                 collate_fn=self.collate,
                 num_workers=self.num_workers,
                 multiprocessing_context="fork" if self.num_workers else None,
+                # Its own generator: a loader otherwise draws from the global one, and a resumed run would differ.
+                generator=torch.Generator(),
             )
         )
