@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
@@ -51,10 +52,36 @@ class TextImageProcessor(PilBackend):
         # Grey arrays (height, width) are this processor's everyday input; the base class wants a channel axis.
         listed = images if isinstance(images, (list, tuple)) else [images]
         listed = [image[None] if getattr(image, "ndim", None) == 2 else image for image in listed]
+        for index, image in enumerate(listed):
+            shape = tuple(getattr(image, "shape", (1, 1, 1)))
+            if 0 in shape or (len(shape) == 3 and not {shape[0], shape[-1]} & {1, 2, 3, 4}):
+                raise ValueError(f"Image {index} cannot be read: it has shape {shape}, which is no image.")
         return super()._prepare_images_structure(listed, expected_ndims=expected_ndims)
 
-    def scale_factor(self, height: int, width: int) -> float:
-        """What both sides of a `height` x `width` image are multiplied by.
+    def process_image(self, image, **kwargs) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+            elif image.mode not in (
+                "1",
+                "L",
+                "RGB",
+                "I",
+                "I;16",
+                "F",
+            ):  # palette numbers and the like are no brightness
+                image = image.convert("RGB")
+        return super().process_image(image, **kwargs)
+
+    def scale_factor(
+        self,
+        height: int,
+        width: int,
+        scale: float | None = None,
+        min_size: dict | None = None,
+        max_size: dict | None = None,
+    ) -> float:
+        """What both sides of a `height` x `width` image are multiplied by; None means the processor's own setting.
 
         Raises:
             ValueError: more than 64 times as wide as high, or 16 times as high as wide; that is no formula.
@@ -64,8 +91,8 @@ class TextImageProcessor(PilBackend):
                 f"an image of {width} x {height} pixels is too long for one formula: at most 64 times as wide as "
                 "high, or 16 times as high as wide."
             )
-        high, low = self.max_size, self.min_size
-        factor = self.scale
+        high, low = max_size or self.max_size, min_size or self.min_size
+        factor = self.scale if scale is None else scale
         shrink = min(high["height"] / (height * factor), high["width"] / (width * factor))
         enlarge = max(low["height"] / (height * factor), low["width"] / (width * factor))
         if shrink < 1:
@@ -119,8 +146,8 @@ class TextImageProcessor(PilBackend):
             raise ValueError("it holds NaN or infinite values.")
         if image.dtype == np.uint8:
             values = values / 255
-        elif image.dtype == np.uint16 or image.dtype == np.int32:  # 16-bit PNGs arrive as either
-            values = values / 65535
+        elif image.dtype == np.uint16 or (image.dtype == np.int32 and values.max() > 255):
+            values = values / 65535  # 16-bit PNGs arrive as either
         elif values.max() > 1.0:
             values = values / 255
         values = values.clamp(0, 1)
@@ -137,17 +164,19 @@ class TextImageProcessor(PilBackend):
             polarity = "dark_on_light" if border.median() > 0.5 else "light_on_dark"
         return 1 - values if polarity == "dark_on_light" else values
 
-    def _preprocess(self, images, polarity, crop_margin, antialias, return_tensors, **kwargs) -> BatchFeature:
+    def _preprocess(
+        self, images, scale, min_size, max_size, polarity, crop_margin, antialias, return_tensors, **kwargs
+    ) -> BatchFeature:
         if polarity not in ("auto", "light_on_dark", "dark_on_light"):
             raise ValueError(f"polarity must be auto, light_on_dark or dark_on_light, not {polarity!r}.")
         processed = []
         for index, image in enumerate(images):
             try:
                 ink = self.to_ink(image, polarity)
-                factor = self.scale_factor(*ink.shape)
+                factor = self.scale_factor(*ink.shape, scale, min_size, max_size)
                 if crop_margin is not None:
                     ink = self.crop_ink(ink, crop_margin)
-                    factor = self.scale_factor(*ink.shape)
+                    factor = self.scale_factor(*ink.shape, scale, min_size, max_size)
             except ValueError as error:
                 raise ValueError(f"Image {index} cannot be read: {error}") from None
             processed.append(self.resize_ink(ink, factor, antialias))
