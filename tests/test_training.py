@@ -160,6 +160,7 @@ def test_training_fits_the_examples_and_keeps_the_best(recipe, formulas, tmp_pat
     assert values[60] < 0.7 * values[1]
     best = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
     assert best["architectures"] == ["CoMERForConditionalGeneration"]
+    assert best["grammar"], "a trained model keeps to the grammar of its vocabulary"
     assert (tmp_path / "run" / "best" / "processor_config.json").exists()
     assert (tmp_path / "run" / "best" / "tokenizer.json").exists()
     assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*")), "tensorboard has something to show"

@@ -371,6 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     from .data.collate import FormulaBatches, FormulaDataset, FormulaLoader
     from .data.ink import InkAugmentation
     from .data.readers import load_formulas, normalise_labels
+    from .models.grammar_comer import grammar_from_vocabulary
     from .models.processing import comer_processor
 
     args = parse_recipe(sys.argv[1:] if argv is None else argv)
@@ -379,9 +380,9 @@ def main(argv: list[str] | None = None) -> None:
         if "model_type" not in args.model:
             raise RecipeError("The recipe's model needs a model_type, or is the folder of a model to go on from.")
         processor = comer_processor(**args.processor)
-        settings = dict(args.model)
-        config = AutoConfig.for_model(settings.pop("model_type"), vocab_size=len(processor.tokenizer), **settings)
-        model = AutoModel.from_config(config)
+        vocabulary = processor.tokenizer.get_vocab()
+        settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **args.model}
+        model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     else:
         processor = AutoProcessor.from_pretrained(args.model)
         model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
