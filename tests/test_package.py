@@ -75,7 +75,8 @@ def test_public_names_are_documented():
         module = ast.parse(path.read_text())
         public = [node for node in module.body if getattr(node, "name", "_")[0] != "_" and node.name != "main"]
         documented = (ast.ClassDef, ast.FunctionDef)
-        bare += [f"{path.name}:{n.name}" for n in public if isinstance(n, documented) and not ast.get_docstring(n)]
+        if path.parent.name != "scripts":  # what scripts define is for themselves
+            bare += [f"{path.name}:{n.name}" for n in public if isinstance(n, documented) and not ast.get_docstring(n)]
         if module.body and path.name != "__init__.py" and not ast.get_docstring(module):
             bare.append(path.name)
     assert not bare
