@@ -335,7 +335,7 @@ def test_gradient_checkpointing_changes_nothing(spec, use_reentrant):
         model = spec.build(**spec.dropout).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            assert model.is_gradient_checkpointing
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         torch.manual_seed(1)
         loss = model(**batch).loss
         loss.backward()
@@ -401,9 +401,10 @@ def test_lora(spec, saved, tmp_path, targets):
     """Train, save, load in three ways, merge: always the same outputs, and the base as it was."""
     base, batch = spec.build(), spec.collate(spec.rows(8))
     before = forward(spec, base, batch)
-    model = get_peft_model(
-        AutoModel.from_pretrained(saved), LoraConfig(r=4, lora_alpha=16, target_modules=lora_targets(spec)[targets])
-    )
+    # Adapters that start away from zero: none may be so weak that leaving it out goes unseen.
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=lora_targets(spec)[targets], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModel.from_pretrained(saved), config)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_" in name}
     assert len(adapted) > 1 and not [name for name in adapted if name.endswith("lm_head")]
     losses = take_steps(model, batch, 8)
@@ -428,7 +429,7 @@ def test_lora(spec, saved, tmp_path, targets):
     if spec.generates:
         alone = merged.generate(**batch, **how)
         assert torch.equal(alone.sequences, with_adapter.sequences)
-        torch.testing.assert_close(alone.sequences_scores, with_adapter.sequences_scores, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(alone.sequences_scores, with_adapter.sequences_scores, atol=1e-4, rtol=0)
     with model.disable_adapter():
         torch.testing.assert_close(forward(spec, model, spec.collate(spec.rows(8))), before)
 

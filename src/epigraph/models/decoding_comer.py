@@ -117,7 +117,7 @@ def _self_attention(attention, hidden, cache: CoMERCache, layer: int, places: sl
 def _coverage_penalty(refinement, coverage: torch.Tensor) -> torch.Tensor:
     """`CoMERAttentionRefinement.penalty` up to a constant per head, which the softmax cancels.
 
-    The BatchNorm at inference is one factor per head, folded into the 1x1 convolution; its shift is that constant.
+    The BatchNorm at inference is one factor per head; its shift is that constant.
 
     Args:
         coverage: (maps, channels, height, width) float32, zero outside the image.
@@ -127,8 +127,9 @@ def _coverage_penalty(refinement, coverage: torch.Tensor) -> torch.Tensor:
     """
     norm = refinement.norm
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = (refinement.proj.weight * scale[:, None, None, None]).to(refinement.conv.weight.dtype)
-    return F.conv2d(F.relu_(refinement.conv(coverage.to(weight.dtype))), weight)
+    hidden = F.relu_(refinement.conv(coverage.to(refinement.conv.weight.dtype)))
+    # Through the modules, not their weights: either may carry an adapter.
+    return refinement.proj(hidden) * scale[:, None, None].to(hidden.dtype)
 
 
 def _cross_attention(layer, hidden, memory, cache, index, refinement, previous):
