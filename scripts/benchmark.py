@@ -148,7 +148,7 @@ def comer_cached(model, images: torch.Tensor, beams: int, length: int, search: s
 
 def comer_encode_plainly(encoder, images: torch.Tensor, fold: bool = False):
     """The encoder as the paper writes it, for one size of images: every layer's output concatenated to its input."""
-    from epigraph.models.modeling_comer import CoMEREncoderOutput, image_positions
+    from epigraph.models.modeling_comer_encoder import CoMEREncoderOutput, image_positions
 
     def layer(module, hidden):
         if fold:

@@ -3,7 +3,9 @@
     accelerate launch scripts/pretrain.py --recipe recipes/comer_crohme.yaml
     python scripts/pretrain.py --recipe recipes/comer_crohme_cpu.yaml --resume
 
-Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/pretrain.py ...`
+Two processes on a CPU (`--cpu` would silently run one):
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/pretrain.py --recipe ...
 """
 
 from epigraph.training import main

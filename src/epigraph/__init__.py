@@ -7,7 +7,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .models import MODELS
 from .models.configuration_comer import CoMERConfig
 from .models.image_processing import TextImageProcessor
-from .models.modeling_comer import CoMEREncoder, CoMERForConditionalGeneration
+from .models.modeling_comer import CoMERForConditionalGeneration
+from .models.modeling_comer_encoder import CoMEREncoder
 from .models.processing import TextProcessor
 
 __version__ = "0.1.0"

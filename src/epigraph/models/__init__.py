@@ -2,7 +2,8 @@
 
 from .configuration_comer import CoMERConfig
 from .image_processing import TextImageProcessor
-from .modeling_comer import CoMEREncoder, CoMERForConditionalGeneration
+from .modeling_comer import CoMERForConditionalGeneration
+from .modeling_comer_encoder import CoMEREncoder
 from .processing import TextProcessor
 
 # (config, {Auto class: model class}, image processor, processor)

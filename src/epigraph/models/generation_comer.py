@@ -234,7 +234,7 @@ class _Search:
             budget = settings.max_length - length - 2
             totals.masked_fill_(~self.grammar.allowed(self.state, budget), _NEG_INF)
         parents = torch.arange(beams, device=self.device).expand_as(stopped)
-        kept = self._finish(parents, stopped / length**settings.length_penalty, length - 1)
+        self._finish(parents, stopped / length**settings.length_penalty, length - 1)
         best, index = totals.flatten(1).topk(beams)
         parents, tokens = index // log_probs.shape[-1], index % log_probs.shape[-1]
         if length == settings.max_length - 1:
