@@ -11,7 +11,7 @@ from pathlib import Path
 from epigraph.data.ink import read_ink, render
 from epigraph.metrics import symlg_errors
 from epigraph.reading import checkpoint_folder, load, read
-from epigraph.report import Example, attention_maps, page
+from epigraph.report import Example, look, page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,24 +22,20 @@ def read_example(path: Path, model, processor, n_best: int) -> Example:
     reading = read(path, model, processor=processor, n_best=n_best)
     seconds = time.perf_counter() - started
     ink = read_ink(path)
-    image = render(ink.strokes)
     right = None if ink.label is None else not reading.error and symlg_errors(reading.text, ink.label) == 0
-    maps, extent = attention_maps(model, processor, image, reading.text)
-    return Example(path.stem, image, reading, seconds, ink.label, right, maps, extent)
+    return Example(
+        path.stem, reading, seconds, ink.label, right, look(model, processor, render(ink.strokes), reading.text)
+    )
 
 
-def print_table(examples: list[Example]):
-    """One line per file, and the truth below where it is written differently."""
-    width = max(len(example.name) for example in examples)
-    print(f"{'file':{width}}  right  score     time  LaTeX")
-    for example in examples:
-        reading, right = example.reading, {True: "yes", False: "NO", None: "?"}[example.right]
-        score = "" if reading.score is None else f"{reading.score:.3f}"
-        print(
-            f"{example.name:{width}}  {right:5}  {score:>6}  {example.seconds:5.2f} s  {reading.error or reading.text}"
-        )
-        if example.truth not in (None, reading.text):
-            print(f"{'':{width}}  {'truth':>24}  {example.truth}")
+def print_row(example: Example, width: int):
+    """One line for the reading, and the truth below where it is written differently."""
+    reading, right = example.reading, {True: "yes", False: "NO", None: "?"}[example.right]
+    score = "" if reading.score is None else f"{reading.score:.3f}"
+    text = reading.error or reading.text
+    print(f"{example.name:{width}}  {right:5}  {score:>6}  {example.seconds:5.2f} s  {text}", flush=True)
+    if example.truth not in (None, reading.text):
+        print(f"{'truth':>{width + 24}}  {example.truth}", flush=True)
 
 
 def main(args: list[str] | None = None):
@@ -55,8 +51,12 @@ def main(args: list[str] | None = None):
     if not files:
         parser.error(f"{arguments.examples} holds no ink (.json, .inkml)")
     model, processor = load(arguments.model)
-    examples = [read_example(path, model, processor, arguments.n_best) for path in files]
-    print_table(examples)
+    width = max(len(path.stem) for path in files)
+    print(f"{'file':{width}}  right   score     time  LaTeX")
+    examples = []
+    for path in files:
+        examples.append(read_example(path, model, processor, arguments.n_best))
+        print_row(examples[-1], width)
     known = [example.right for example in examples if example.right is not None]
     arguments.output.write_text(page(examples, checkpoint_folder(arguments.model).name), encoding="utf-8")
     print(f"\n{sum(known)} of {len(known)} right; {arguments.output} shows drawings, formulas and attention")

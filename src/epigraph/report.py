@@ -13,10 +13,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .reading import FormulaReading
+from .reading import MAX_SIDE, FormulaReading
 
 CELL = 16  # pixels of the model's input along a side of one cell of its features
 HEAT = (232, 89, 12)
+
+
+@dataclass
+class Look:
+    """A drawing as the model sees it, and where it looks.
+
+    Attributes:
+        ink: (height, width) uint8, white ink on black.
+        maps: (tokens, rows, columns), each map summing to 1.
+        extent: height and width of a map as multiples of the drawing's: the last cells reach beyond it.
+    """
+
+    ink: np.ndarray
+    maps: np.ndarray
+    extent: tuple[float, float]
 
 
 @dataclass
@@ -25,33 +40,27 @@ class Example:
 
     Attributes:
         name: shown as its title.
-        image: the drawing as it was read, white ink on black.
         reading: what was read.
         seconds: how long that took.
         truth: what was drawn, as tokens; None where not known.
         right: whether reading and truth are the same formula; None where not known.
-        maps: attention (tokens, rows, columns) of `attention_maps`.
-        extent: height and width of the cells' grid, as multiples of the drawing's.
+        look: the drawing and where the model looked in it.
     """
 
     name: str
-    image: Image.Image
     reading: FormulaReading
     seconds: float
     truth: str | None
     right: bool | None
-    maps: np.ndarray
-    extent: tuple[float, float]
+    look: Look
 
 
 @torch.no_grad()
-def attention_maps(model, processor, image: Image.Image, text: str) -> tuple[np.ndarray, tuple[float, float]]:
-    """Where the model looks as it reads `text` from left to right: the last layer's attention, mean of its heads.
-
-    Returns:
-        Maps (tokens, rows, columns), each summing to 1, and the height and width of their grid as multiples of the
-        image's: the last cells reach beyond it.
-    """
+def look(model, processor, image: Image.Image, text: str) -> Look:
+    """Where the model looks as it reads `text` from left to right: the last layer's attention, mean of its heads."""
+    # What the processor cuts away is not shown; what it shrinks is.
+    whole = processor(images=[image], scale=1.0, max_size={"height": MAX_SIDE, "width": MAX_SIDE})
+    ink = (whole["pixel_values"][0, 0].numpy() * 255).astype(np.uint8)
     inputs = processor(images=[image], text=[text]).to(model.device)
     labels = inputs.pop("labels").long()
     start = labels.new_full((1, 1), model.config.bos_token_id)
@@ -59,7 +68,7 @@ def attention_maps(model, processor, image: Image.Image, text: str) -> tuple[np.
     rows, columns = output.feature_mask.shape[1:]
     maps = output.cross_attentions[-1].mean(1)[0, :-1].float().cpu()  # the last step looks for the stop token
     height, width = inputs["pixel_values"].shape[2:]
-    return maps.view(-1, rows, columns).numpy(), (rows * CELL / height, columns * CELL / width)
+    return Look(ink, maps.view(-1, rows, columns).numpy(), (rows * CELL / height, columns * CELL / width))
 
 
 def page(examples: list[Example], model: str) -> str:
@@ -120,30 +129,32 @@ def _n_best(reading: FormulaReading) -> str:
         f"<td><code>{html.escape(candidate.text)}</code>"
         for candidate in reading.n_best
     )
-    head = "<tr><th>score<th>forward<th>reverse<th>LaTeX"
-    return f"<details><summary>{len(reading.n_best)} best readings</summary><div class=scroll><table>{head}{rows}</table></div></details>"
+    table = f"<table><tr><th>score<th>forward<th>reverse<th>LaTeX{rows}</table>"
+    return f"<details><summary>{len(reading.n_best)} best readings</summary><div class=scroll>{table}</div></details>"
 
 
 def _drawing(number: int, example: Example) -> str:
     """The drawing, and under it the tokens; each carries its attention as an overlay of the drawing."""
-    ink = np.asarray(example.image.convert("L"))
+    ink = example.look.ink
     picture = _data_uri(np.dstack([np.zeros((*ink.shape, 3), np.uint8), ink]))
-    width, height = example.image.size
+    height, width = ink.shape
     style = f'style="--width: {width}px; --ratio: {width} / {height}"'
-    tall, wide = (f"{100 * share:.2f}%" for share in example.extent)
+    tall, wide = (f"{100 * share:.2f}%" for share in example.look.extent)
     chips = [
         f"<label><input type=radio name=t{number} checked><span class=chip>ink only</span></label>",
     ]
-    for token, score, heat in zip(example.reading.text.split(), example.reading.token_scores, example.maps):
+    for token, score, heat in zip(example.reading.text.split(), example.reading.token_scores, example.look.maps):
         token = html.escape(token)
         probability = f"{100 * math.exp(score):.0f} %"
         overlay = f'<img src="{_data_uri(_heat(heat))}" alt="" style="width: {wide}; height: {tall}">'
         chips.append(
-            f'<label title="{token}: {probability}"><input type=radio name=t{number} aria-label="attention for {token}">'
+            f'<label title="{token}: {probability}">'
+            f'<input type=radio name=t{number} aria-label="attention for {token}">'
             f"<span class=chip>{token}</span><span class=heat>{overlay}</span></label>"
         )
+    described = html.escape(example.truth or example.name)
     return (
-        f'<figure {style}><img class=ink src="{picture}" alt="drawing of {html.escape(example.truth or example.name)}" '
+        f'<figure {style}><img class=ink src="{picture}" alt="drawing of {described}" '
         f'width={width} height={height}><figcaption role=radiogroup aria-label="attention of each token">'
         f"{''.join(chips)}</figcaption></figure>"
     )
@@ -237,4 +248,4 @@ Scores are log-probabilities per token, the mean of both reading directions.</p>
 </html>
 """
 
-__all__ = ["Example", "attention_maps", "formula", "page"]
+__all__ = ["Example", "Look", "formula", "look", "page"]
