@@ -26,6 +26,9 @@ TINY = {
 }
 
 
+PAPER = {name: getattr(CoMERConfig(), name) for name in TINY if "dropout" not in name}
+
+
 def build(seed=0, **changes):
     """A model whose norms are as uneven as after training: padding that leaks anywhere is seen."""
     torch.manual_seed(seed)
@@ -82,7 +85,7 @@ SIZES = [(61, 157), (83, 118), (33, 250), (16, 16)]
 
 def test_a_reading_does_not_depend_on_the_batch():
     """On the paper's own configuration, with and without gradients (inference folds its norms)."""
-    model = build(**{key: getattr(CoMERConfig(), key) for key in TINY if "dropout" not in key})
+    model = build(**PAPER)
     images = pictures(*SIZES)
     labels = pad_labels([5, 6, 7], [9], [3, 4, 5, 6, 8], [11, 12])
     together = pad_batch(images, height=130, width=271)
@@ -148,6 +151,19 @@ def assert_same_step(one, other, atol=2e-5):
             assert close, f"{name} is off by {(mine[name] - yours[name]).abs().max():.2g}"
 
 
+def test_padding_stays_out_of_the_statistics():
+    """On the paper's own configuration: a training pass moves all BatchNorm statistics alike, however much padding."""
+    images, labels, found = pictures(*SIZES[:2]), pad_labels([5, 6, 7], [9]), []
+    for sizes in ({}, {"height": 130, "width": 271}):
+        model = build(**PAPER).train()
+        with torch.no_grad():
+            loss = model(**pad_batch(images, **sizes), labels=labels).loss
+        found.append({"loss": loss, **dict(model.named_buffers())})
+    assert len(found[0]) == 1 + 3 * 101  # the encoder's norms and the refinement's
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_padding_leaves_training_alone(checkpointing):
     """More padding, of images and of labels, changes neither loss, gradients nor BatchNorm statistics."""

@@ -362,6 +362,18 @@ def test_bfloat16_is_close(spec, saved):
     assert (mixed.float() - exact).pow(2).mean().sqrt() < 0.05 * exact.std()
 
 
+def test_float16_file(spec, tmp_path):
+    """What is shipped: half the size, read as it is or in float32."""
+    exact = spec.build()
+    copy.deepcopy(exact).half().save_pretrained(tmp_path)
+    batch = spec.collate(spec.rows())
+    expected = forward(spec, exact, batch)
+    for dtype, loaded in ((torch.float16, None), (torch.float32, torch.float32)):
+        model = AutoModel.from_pretrained(tmp_path, **({"dtype": loaded} if loaded else {}))
+        assert model.dtype == dtype == {parameter.dtype for parameter in model.parameters()}.pop()
+        assert (forward(spec, model, batch).float() - expected).pow(2).mean().sqrt() < 0.01 * expected.std()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_is_close(spec):
     model, batch = spec.build(), spec.collate(spec.rows())
@@ -396,6 +408,7 @@ def lora_targets(spec):
     return {"all-linear": "all-linear", "projections": ["q_proj", "v_proj"], "convolutions": spec.convolutions}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 @pytest.mark.parametrize("targets", ["all-linear", "projections", "convolutions"])
 def test_lora(spec, saved, tmp_path, targets):
     """Train, save, load in three ways, merge: always the same outputs, and the base as it was."""
