@@ -213,7 +213,7 @@ def test_exact_search_is_the_plain_one(variant, beams, max_length, alpha):
     tensors, _ = golden(variant)
     model = build(variant, mask_padding=True)
     encoded = model.encoder(tensors["img"], ~tensors["img_mask"])
-    settings = {"num_beams": beams, "max_length": max_length, "length_penalty": alpha}
+    settings = {"num_beams": beams, "max_length": max_length, "length_penalty": alpha, "early_stopping": "never"}
     joint = search(model, encoder_outputs=encoded, num_return_sequences=beams, **settings)
     for which in range(2):
         totals = {}
@@ -284,7 +284,7 @@ def test_finished_searches_leave(model, batch, monkeypatch):
         return decode(model, tokens, memory, cache)
 
     monkeypatch.setattr(generation_comer, "decode", recording)
-    settings = {"num_beams": 4, "max_length": 60}
+    settings = {"num_beams": 4, "max_length": 60, "early_stopping": "never"}
     output = search(model, **batch, **settings)
     assert rows[0] == 2 * 2 * 4 and rows[-1] < rows[0]
     needed = sum(rows)
@@ -327,11 +327,12 @@ def test_early_stopping_ends_sooner(model, batch, monkeypatch):
         return decode(model, tokens, memory, cache)
 
     monkeypatch.setattr(generation_comer, "decode", recording)
-    search(model, **batch, max_length=60)
-    exact = sum(steps)
-    steps.clear()
-    assert search(model, **batch, max_length=60, early_stopping=True).sequences.any(1).all()
-    assert 0 < sum(steps) < exact
+    counts = []
+    for early_stopping in ("never", False, True):
+        steps.clear()
+        assert search(model, **batch, max_length=60, early_stopping=early_stopping).sequences.any(1).all()
+        counts.append(sum(steps))
+    assert 0 < counts[2] <= counts[1] < counts[0]
 
 
 # ---------------------------------------------------------------------- arguments

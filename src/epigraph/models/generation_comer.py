@@ -70,7 +70,7 @@ class _Settings:
     max_length: int
     length_penalty: float
     temperature: float
-    early_stopping: bool
+    early_stopping: bool | str
     num_return_sequences: int
 
     def __post_init__(self):
@@ -88,6 +88,8 @@ class _Settings:
             )
         if self.max_length < 2:
             raise ValueError(f"max_length must be at least 2, a start and a stop token, not {self.max_length}.")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}.")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}.")
 
@@ -248,16 +250,19 @@ class _Search:
     def _cannot_improve(self, best, length):
         """(live,) whether no continuation of a running beam can enter the readings that are asked for.
 
-        A log-probability only falls, so a beam's final score is at most its present sum over the length penalty that
-        suits it best; and the reverse score, never above 0, only takes away. Readings are compared by total score, so
-        the few hypotheses that could decide this are rated by the other direction at once. Early stopping takes the
-        forward score and the present length for the final ones.
+        Unless `early_stopping` is "never", a running beam is taken at its present length, and has to beat the forward
+        scores of all hypotheses kept (False) or of as many as are asked for (True).
+
+        For certain: a log-probability only falls, so a beam's final score is at most its present sum over the length
+        penalty that suits it best; and the reverse score, never above 0, only takes away. Readings are compared by
+        total score, so the few hypotheses that could decide this are rated by the other direction at once.
         """
         settings, wanted = self.settings, self.settings.num_return_sequences
-        ends_late = settings.length_penalty > 0 and not settings.early_stopping
-        bound = best / (settings.max_length - 1 if ends_late else length + 1) ** settings.length_penalty
-        if settings.early_stopping:
-            return bound <= self.done.scores[self.live, wanted - 1]
+        if settings.early_stopping != "never":
+            beaten = wanted - 1 if settings.early_stopping else -1
+            return best / (length + 1) ** settings.length_penalty <= self.done.scores[self.live, beaten]
+        longest = settings.max_length - 1 if settings.length_penalty > 0 else length + 1
+        bound = best / longest**settings.length_penalty
         # An image is settled together: its other direction may hold the reading that ends this one.
         images = self.image_of[self.live]
         lowest = bound.new_full((self.images,), torch.inf).scatter_reduce(0, images, bound, "amin")
@@ -435,16 +440,17 @@ class CoMERGenerationMixin(GenerationMixin):
             generation_config: settings in place of the model's own; arguments go before both.
             direction: "joint" (default) searches in both directions and rates each candidate by the other; "l2r" and
                 "r2l" search in one, without a second opinion.
-            search: "exact" (default) keeps to the grammar, lets each direction stop on its own stop token only, and
-                ends when no running beam can change the answer. "official" follows the heuristics of the published
-                code to the number: no grammar, pad tokens allowed, beams cut off at `max_length` count as finished.
+            search: "exact" (default) keeps to the grammar and lets each direction stop on its own stop token only.
+                "official" follows the heuristics of the published code to the number: no grammar, pad tokens allowed,
+                beams cut off at `max_length` count as finished.
             grammar: of the exact search: False for none, or roles as from `grammar_from_vocabulary` in place of
                 `config.grammar`.
             return_dict_in_generate: give all scores.
             num_beams, length_penalty, temperature, num_return_sequences: as in transformers; defaults 10, 1.0, 1.0, 1.
             max_length: tokens of a reading with its start and stop token, default 200; `max_new_tokens` = one less.
-            early_stopping: True ends a search when no running beam is better at its present length than its readings:
-                faster, and longer readings may be missed. In the official search, at `num_beams` readings.
+            early_stopping: as in transformers. False (default) ends a search when no running beam, at its present
+                length, is better than its `num_beams` readings; True when none is better than those asked for;
+                "never" only when none can ever be, which with a length penalty above 0 takes many steps more.
 
         Returns:
             Token ids (batch * num_return_sequences, length) in reading order, without start and stop, pad after the
