@@ -82,11 +82,11 @@ def test_results_have_the_fixed_form(reader, ink, tmp_path, capsys):
 
 
 def test_the_recorded_command_repeats_the_run(reader, ink, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     results = run(reader, ink, tmp_path / "results.json", "--split", "test", "--source", "here")
     python, script, *arguments = shlex.split(results["command"])
     assert (python, script) == ("python", "scripts/evaluate.py")
     assert (Path(__file__).resolve().parent.parent / script).is_file()
-    monkeypatch.chdir(tmp_path)
     evaluation.main(arguments)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert {row["n"] for row in results["rows"]} == {2}

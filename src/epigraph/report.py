@@ -138,7 +138,7 @@ def _drawing(number: int, example: Example) -> str:
     ink = example.look.ink
     picture = _data_uri(np.dstack([np.zeros((*ink.shape, 3), np.uint8), ink]))
     height, width = ink.shape
-    style = f'style="--width: {width}px; --ratio: {width} / {height}"'
+    style = f'style="--width: {1.75 * width:.0f}px; --ratio: {width} / {height}"'
     tall, wide = (f"{100 * share:.2f}%" for share in example.look.extent)
     chips = [
         f"<label><input type=radio name=t{number} checked><span class=chip>ink only</span></label>",
@@ -162,7 +162,7 @@ def _drawing(number: int, example: Example) -> str:
 
 def _heat(weights: np.ndarray) -> np.ndarray:
     """One transparent pixel per cell, opaque where the weight is greatest; the browser draws the cells smoothly."""
-    share = np.sqrt(weights / max(float(weights.max()), 1e-9))  # the root shows the faint halo too
+    share = weights / max(float(weights.max()), 1e-9)
     image = np.empty((*weights.shape, 4), np.uint8)
     image[..., :3] = HEAT
     image[..., 3] = (200 * share).astype(np.uint8)
@@ -202,6 +202,7 @@ header span { margin-left: auto; color: var(--soft); font-size: .85rem; font-var
 @media (min-width: 48rem) { .columns { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); } }
 figure { position: relative; margin: 0; }
 .ink, .heat { display: block; width: min(100%, var(--width)); height: auto; aspect-ratio: var(--ratio); }
+.ink { position: relative; z-index: 1; }
 .heat { position: absolute; inset: 0 auto auto 0; overflow: hidden; opacity: 0; pointer-events: none;
   transition: opacity .12s; }
 .heat img { display: block; max-width: none; }

@@ -1,0 +1,142 @@
+"""The demo: its table, and a page that works without network and script."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawings import BAR, PLUS, STEPS, WAVE
+
+from epigraph import reading
+from epigraph.data.ink import read_ink, render
+from epigraph.data.latex import is_valid
+from epigraph.models.tokenization import CROHME_SYMBOLS
+from epigraph.report import formula, look
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "examples" / "handwritten-math").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def demo(reader, tmp_path_factory):
+    """What the demo prints and writes for a right reading, two misreadings, ink without truth, and a broken file."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name, strokes, truth in (("plus", PLUS, "+"), ("steps", STEPS, "a ^ 2"), ("wave", WAVE, r"\sin < x")):
+        (folder / f"{name}.json").write_text(json.dumps({"strokes": strokes, "text": truth}))
+    (folder / "bar.json").write_text(json.dumps(BAR))
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import demo as script
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("builtins.print", lambda *values, **_: lines.append(" ".join(map(str, values))))
+        output = folder / "page" / "demo.html"
+        output.parent.mkdir()
+        arguments = ["--model", str(reader), "--examples", str(folder), "--output", str(output), "--n-best", "2"]
+        script.main(arguments)
+    return lines, output
+
+
+def test_table_says_what_was_read_and_what_was_drawn(demo):
+    lines, output = demo
+    rows = {line.split()[0]: line.split() for line in lines[1:5] if not line.startswith(" ")}
+    assert rows["plus"][1] == "yes" and rows["plus"][-1] == "+" and float(rows["plus"][2]) < 0
+    assert rows["bar"][1] == "?" and rows["bar"][-1] == "1"
+    text = "\n".join(lines)
+    assert re.search(r"steps +yes .* a \^ { 2 }\n +truth  a \^ 2\n", text), "the same formula, spelt another way"
+    assert re.search(r"wave +NO .* \\sin x\n +truth  \\sin < x\n", text)
+    assert "2 of 3 right" in lines[-1] and str(output) in lines[-1]
+
+
+class Collector(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+
+def test_page_is_one_file_without_scripts(demo):
+    text = demo[1].read_text()
+    collector = Collector()
+    collector.feed(text)
+    tags = [tag for tag, _ in collector.seen]
+    assert "script" not in tags and "link" not in tags
+    addresses = [value for _, given in collector.seen for name, value in given.items() if name in ("src", "href")]
+    assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert "url(" not in text and "@import" not in text
+    assert tags.count("article") == 4 and tags.count("math") == 5, "four readings, and the truth of the misread one"
+    assert [given["class"] for tag, given in collector.seen if tag == "article"] == [
+        "unknown",
+        "right",
+        "right",
+        "wrong",
+    ]
+    overlays = sum(given.get("class") == "heat" for _, given in collector.seen)
+    assert overlays == sum(len(text.split()) for text in ("1", "+", "a ^ { 2 }", r"\sin x"))
+    assert r"\sin &lt; x" in text and r"\sin < x" not in text
+    assert text.count("2 best readings") == 4
+    assert all("alt" in given for tag, given in collector.seen if tag == "img")
+
+
+def test_attention_lies_where_the_ink_is(reader):
+    model, processor = reading.load(reader)
+    image = render(WAVE)
+    seen = look(model, processor, image, r"\sin x")
+    assert seen.ink.shape == image.size[::-1] and np.array_equal(seen.ink, image)
+    height, width = processor(images=[image])["pixel_values"].shape[2:]
+    assert seen.maps.shape == (2, -(-height // 16), -(-width // 16))
+    assert seen.maps.sum((1, 2)) == pytest.approx([1, 1], abs=1e-4)
+    assert seen.extent == pytest.approx((seen.maps.shape[1] * 16 / height, seen.maps.shape[2] * 16 / width))
+    cropped = type(processor)(type(processor.image_processor)(crop_margin=2), processor.tokenizer)
+    assert look(model, cropped, image, r"\sin x").ink.shape < seen.ink.shape, "what is cut away is not shown"
+
+
+def test_latex_that_cannot_be_rendered_is_shown_as_it_is():
+    assert "<math" in formula(r"\frac { a } { b }")
+    shown = formula(r"a ^ { b } ^ { c < d }")
+    assert "cannot be rendered" in shown and "a ^ { b } ^ { c &lt; d }" in shown and "<math" not in shown
+
+
+def test_every_example_can_be_read_and_has_a_truth_that_the_vocabulary_can_write(tmp_path):
+    assert len(EXAMPLES) >= 8
+    for path in EXAMPLES:
+        ink = read_ink(path)
+        assert is_valid(ink.label) and set(ink.label.split()) <= set(CROHME_SYMBOLS), path.name
+        assert min(render(ink.strokes).size) > 20
+        assert "<math" in formula(ink.label)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1200])
+def test_page_in_a_browser(demo, width):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=arguments)
+        context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=True)
+        page = context.new_page()
+        page.goto(demo[1].as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        opacity = "element => getComputedStyle(element).opacity"
+        heats = page.locator("article").nth(2).locator(".heat")
+        page.locator("article").nth(2).locator("input").first.focus()
+        for place in range(2):  # the arrow keys walk from token to token
+            page.keyboard.press("ArrowRight")
+            page.wait_for_timeout(300)
+            assert [heats.nth(i).evaluate(opacity) for i in range(3)] == ["1" if i == place else "0" for i in range(3)]
+        drawing, heat = (
+            page.locator("article").nth(2).locator(f).nth(1 if f == ".heat" else 0) for f in (".ink", ".heat")
+        )
+        assert heat.bounding_box() == drawing.bounding_box()
+        browser.close()
