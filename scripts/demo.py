@@ -5,6 +5,7 @@ python scripts/demo.py --model runs/mine --examples my/ink --output mine.html
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -63,4 +64,7 @@ def main(args: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -4,7 +4,12 @@ python scripts/evaluate.py --model checkpoints/comer-hme --data '${EPIGRAPH_DATA
     --split test_2014 --output model_cards/results/comer-hme.json
 """
 
+import sys
+
 from epigraph.evaluation import main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

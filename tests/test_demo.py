@@ -140,3 +140,10 @@ def test_page_in_a_browser(demo, width):
         )
         assert heat.bounding_box() == drawing.bounding_box()
         browser.close()
+
+
+@pytest.mark.parametrize("arguments", [["scripts/demo.py"], ["scripts/evaluate.py", "--data", "nothing.parquet"]])
+def test_scripts_report_an_error_in_one_sentence(run_python, arguments):
+    done = run_python([str(ROOT / arguments[0]), *arguments[1:], "--model", "nowhere"], ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: nowhere: no such folder")
