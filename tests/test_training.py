@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -133,6 +135,22 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
     assert done.returncode == 0, done.stderr[-9000:]
     assert len(list((tmp_path / "two" / "checkpoint-8").glob("random_states_*.pkl"))) == 2, "two processes ran"
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_frozen_norms_keep_their_statistics_and_resume(recipe, tmp_path):
+    file = recipe(freeze_norms_at=4)
+    run(file, "--output_dir", tmp_path / "whole")
+    states = [
+        safetensors.torch.load_file(tmp_path / "whole" / f"checkpoint-{step}" / "model.safetensors") for step in (6, 8)
+    ]
+    means = [name for name in states[0] if name.endswith("running_mean")]
+    assert means and all(torch.equal(states[0][name], states[1][name]) for name in means)
+    # Resumed behind the step at which they froze, they are frozen still.
+    for leftover in ("checkpoint-8", "final"):
+        shutil.rmtree(tmp_path / "whole" / leftover)
+    whole = losses(tmp_path / "whole")
+    run(file, "--output_dir", tmp_path / "whole", "--resume")
+    assert losses(tmp_path / "whole") == pytest.approx(whole, abs=1e-6)
 
 
 def test_accumulated_batches_count_every_token_once(recipe, tmp_path):

