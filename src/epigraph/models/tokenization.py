@@ -28,7 +28,9 @@ def latex_tokenizer(symbols: Sequence[str] = CROHME_SYMBOLS) -> PreTrainedTokeni
     tokenizer = Tokenizer(WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # Decoding joins by single spaces and nothing else: "x ^ { 2 }" must come back to the letter.
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"^"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(Regex(r"^"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     pad, bos, eos = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
