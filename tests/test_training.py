@@ -186,6 +186,15 @@ def test_training_fits_the_examples_and_keeps_the_best(recipe, formulas, tmp_pat
     assert [row["step"] for row in evaluated if "eval_exprate" in row] == [20, 40, 60]
 
 
+def test_half_precision_on_disk_is_single_precision_in_memory(recipe, tmp_path):
+    run(recipe(max_steps=2, save_dtype="float16"))
+    final = tmp_path / "run" / "final"
+    stored = safetensors.torch.load_file(final / "model.safetensors")
+    assert stored["lm_head.weight"].dtype == torch.float16
+    model = CoMERForConditionalGeneration.from_pretrained(final)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_existing_run_is_not_overwritten(recipe):
     file = recipe(max_steps=2)
     run(file)
@@ -243,6 +252,7 @@ def test_diverging_loss_stops_the_run(recipe):
         ("[1, 2]", "mapping of argument names"),
         ("a: [", "not valid YAML"),
         ("{output_dir: x, train_data: y, model: '{broken'}", "recipe.yaml"),
+        ("{output_dir: x, train_data: y, optimizer: adam}", "optimizer must be one of adamw, sgd, not 'adam'"),
     ],
 )
 def test_recipe_errors(tmp_path, content, message):

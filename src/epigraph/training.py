@@ -25,6 +25,13 @@ from transformers.trainer_utils import set_seed
 logger = logging.getLogger(__name__)
 
 
+_CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+    "save_dtype": ("float32", "float16", "bfloat16"),
+}
+
+
 @dataclass
 class PretrainArguments:
     """What a recipe may say. On the command line dictionaries are JSON."""
@@ -62,6 +69,7 @@ class PretrainArguments:
     seed: int = field(default=7, metadata={"help": "Of weights, order and variation."})
     num_workers: int = field(default=2, metadata={"help": "Processes that prepare batches."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
+    save_dtype: str = field(default="float32", metadata={"help": "Of the weights in best and final; float16 halves."})
     save_steps: int = field(default=1000, metadata={"help": "Steps between checkpoints; the last two are kept."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
@@ -70,6 +78,9 @@ class PretrainArguments:
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):
                 setattr(self, name, json.loads(value))
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
 
 
 class RecipeError(ValueError):
@@ -140,8 +151,6 @@ def build_optimizer(model: torch.nn.Module, args: PretrainArguments) -> torch.op
     """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything."""
     if args.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay)
-    if args.optimizer != "adamw":
-        raise RecipeError(f"optimizer must be adamw or sgd, not {args.optimizer!r}.")
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     parameters = list(model.parameters())
     decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
@@ -262,12 +271,16 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
             with metrics_file.open("a") as file:
                 file.write(json.dumps({"step": progress.step, **values}) + "\n")
 
+    dtype = getattr(torch, args.save_dtype)
+
     def trained():
         return average.module if average is not None else accelerator.unwrap_model(model)
 
     def save_model(name: str) -> None:
         def write(folder: Path):
-            trained().save_pretrained(folder)
+            # The configuration keeps saying float32: half precision is for the disk, not for reading on a CPU.
+            half = {n: t.to(dtype) if t.is_floating_point() else t for n, t in trained().state_dict().items()}
+            trained().save_pretrained(folder, state_dict=half)
             if save_extra is not None:
                 save_extra(folder)
 
