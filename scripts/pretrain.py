@@ -8,7 +8,12 @@ Two processes on a CPU (`--cpu` would silently run one):
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/pretrain.py --recipe ...
 """
 
+import sys
+
 from epigraph.training import main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

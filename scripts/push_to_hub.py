@@ -4,7 +4,12 @@ python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --dry-run
 python scripts/push_to_hub.py checkpoints/comer-hme OWNER/comer-hme --code-repo OWNER/epigraph-code --push-code
 """
 
+import sys
+
 from epigraph.hub import main
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

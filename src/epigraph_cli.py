@@ -102,5 +102,5 @@ def main():
     """Entry point: an error of ours is one sentence, not a traceback."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"epigraph: {error}")

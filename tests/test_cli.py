@@ -93,6 +93,32 @@ def test_cli_reports_an_error_in_one_sentence(monkeypatch, tmp_path):
     assert str(end.value).startswith("epigraph: ") and missing in str(end.value) and "\n" not in str(end.value)
 
 
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("pretrain.py", ["--recipe", "gone.yaml"], "gone.yaml: cannot be read"),
+        ("pretrain.py", ["--recipe", "typo.yaml"], "typo.yaml: unknown key learning_speed"),
+        (
+            "pretrain.py",
+            ["--recipe", "unset.yaml"],
+            "${UNSET_FOLDER}/ink.parquet: the environment variable UNSET_FOLDER is not set",
+        ),
+        ("push_to_hub.py", ["gone", "owner/name", "--dry-run"], "gone is not a model folder"),
+    ],
+)
+def test_scripts_report_an_error_in_one_sentence(run_python, tmp_path, script, arguments, message):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "typo.yaml").write_text("{output_dir: run, train_data: ink.parquet, learning_speed: 3}")
+    tiny = "{model_type: comer, hidden_size: 16, num_attention_heads: 2, growth_rate: 4, dense_layers: [1, 1, 1]}"
+    (folder / "unset.yaml").write_text(
+        f"output_dir: run\ntrain_data: '${{UNSET_FOLDER}}/ink.parquet'\nmodel: {tiny}\n"
+    )
+    done = run_python([str(ROOT / "scripts" / script), *arguments], ok=False, cwd=folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
+
+
 def test_python_in_the_documents_runs(run_python, tiny_comer, tmp_path):
     """README and card, word for word, where a small model stands in for the default checkpoint."""
     folder = tmp_path / "work"
