@@ -154,13 +154,13 @@ def comer_config(hyper_parameters: dict, **overrides) -> CoMERConfig:
     }
     missing = [name for name in [*names, "num_layers"] if name not in hyper_parameters]
     if missing:
-        raise ConversionError(f"The checkpoint's hyper-parameters lack {', '.join(missing)}.")
+        raise ConversionError(f"the hyper-parameters lack {', '.join(missing)}.")
     values = {ours: hyper_parameters[official] for official, ours in names.items()}
     depth = [hyper_parameters["num_layers"]] * 3
     try:
         return CoMERConfig(**values, dense_layers=depth, mask_padding=False, **overrides)
     except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
-        raise ConversionError(f"The checkpoint's hyper-parameters make no model: {error.__cause__}") from None
+        raise ConversionError(f"the hyper-parameters make no model: {error.__cause__}") from None
 
 
 def read_json(path: str | Path) -> dict:
@@ -186,10 +186,10 @@ def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
     """Loads `state_dict` into a model on the meta device; ConversionError unless names and shapes are exactly its."""
     wanted = model.state_dict()
     if missing := sorted(wanted.keys() - state_dict.keys()):
-        raise ConversionError(f"The checkpoint lacks {len(missing)} tensors, the first: {', '.join(missing[:3])}.")
+        raise ConversionError(f"the checkpoint lacks {len(missing)} tensors, the first: {', '.join(missing[:3])}.")
     if extra := sorted(state_dict.keys() - wanted.keys()):
         raise ConversionError(
-            f"The checkpoint holds {len(extra)} tensors that its hyper-parameters do not call for, the first: "
+            f"the checkpoint holds {len(extra)} tensors that its hyper-parameters do not call for, the first: "
             f"{', '.join(extra[:3])}."
         )
     for name, tensor in wanted.items():
@@ -200,6 +200,26 @@ def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
             )
     state_dict = {name: state_dict[name].to(tensor.dtype).contiguous() for name, tensor in wanted.items()}
     model.load_state_dict(state_dict, assign=True)
+
+
+def _comer_model(official: dict[str, torch.Tensor], values: dict, vocabulary: dict[str, int]):
+    """The model that official tensors and hyper-parameters make."""
+    state_dict = convert_comer_state_dict(official)
+    written = state_dict["lm_head.bias"].shape if "lm_head.bias" in state_dict else (len(vocabulary),)
+    if written != (len(vocabulary),):
+        raise ConversionError(
+            f"the model writes {written[0] if written else 0} tokens, the dictionary has {len(vocabulary)} with "
+            f"{', '.join(SPECIAL_TOKENS)}; name the file of its symbols with --dictionary."
+        )
+    # Each layer brings tensors: more layers than tensors would only take time and memory.
+    depths = [values.get("num_layers"), values.get("num_decoder_layers")]
+    if any(isinstance(depth, int) and depth > len(official) for depth in depths):
+        raise ConversionError("the hyper-parameters call for more layers than it has tensors.")
+    config = comer_config(values, vocab_size=len(vocabulary), grammar=grammar_from_vocabulary(vocabulary))
+    with torch.device("meta"):
+        model = CoMERForConditionalGeneration(config)
+    fit_tensors(state_dict, model)
+    return model
 
 
 def convert_comer(
@@ -235,22 +255,10 @@ def convert_comer(
 
     symbols = None if dictionary is None else read_dictionary(dictionary)
     processor = comer_processor(symbols, polarity="light_on_dark", antialias=False)
-    vocabulary = processor.tokenizer.get_vocab()
-    state_dict = convert_comer_state_dict(official)
-    written = state_dict["lm_head.bias"].shape if "lm_head.bias" in state_dict else (len(vocabulary),)
-    if written != (len(vocabulary),):
-        raise ConversionError(
-            f"{checkpoint} writes {written[0] if written else 0} tokens, the dictionary has {len(vocabulary)} with "
-            f"{', '.join(SPECIAL_TOKENS)}; name the file of its symbols with --dictionary."
-        )
-    # Each layer brings tensors: more layers than tensors would only take time and memory.
-    depths = [values.get("num_layers"), values.get("num_decoder_layers")]
-    if any(isinstance(depth, int) and depth > len(official) for depth in depths):
-        raise ConversionError(f"The hyper-parameters of {checkpoint} call for more layers than it has tensors.")
-    config = comer_config(values, vocab_size=len(vocabulary), grammar=grammar_from_vocabulary(vocabulary))
-    with torch.device("meta"):
-        model = CoMERForConditionalGeneration(config)
-    fit_tensors(state_dict, model)
+    try:
+        model = _comer_model(official, values, processor.tokenizer.get_vocab())
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint}: {error}") from None
 
     def write(folder: Path):
         model.save_pretrained(folder)
