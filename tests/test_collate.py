@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from epigraph.data.collate import FormulaBatches, FormulaDataset, FormulaLoader, bucket_by_area
-from epigraph.data.ink import InkAugmentation
+from epigraph.data.ink import InkAugmentation, InkError
 from epigraph.models.processing import comer_processor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "comer"
@@ -65,6 +65,13 @@ def dataset():
         {"text": "x + 1", "strokes": [rng.uniform(0, 50 + 9 * row, 12).tolist() for _ in range(3)]} for row in range(9)
     ]
     return FormulaDataset(datasets.Dataset.from_list(rows), InkAugmentation(), seed=5)
+
+
+def test_a_row_that_cannot_be_drawn_is_named():
+    datasets = pytest.importorskip("datasets")
+    rows = [{"id": name, "text": "x", "strokes": strokes} for name, strokes in {"a": [[0.0, 1.0]], "b": [[]]}.items()]
+    with pytest.raises(InkError, match="row b: there is no stroke"):
+        FormulaDataset(datasets.Dataset.from_list(rows))
 
 
 def test_variation_depends_on_seed_epoch_and_index_only(dataset):

@@ -53,6 +53,9 @@ class FormulaDataset(torch.utils.data.Dataset):
         rows: a `datasets.Dataset` with `text` and `strokes` or `image`.
         augmentation: how ink is varied; None draws it as it is.
         seed: with epoch and index it determines every variation, whatever worker makes it.
+
+    Raises:
+        InkError: naming the row whose strokes cannot be drawn.
     """
 
     def __init__(self, rows, augmentation: InkAugmentation | None = None, seed: int = 0):
@@ -64,7 +67,8 @@ class FormulaDataset(torch.utils.data.Dataset):
         self.texts = rows["text"][:]
         if self.from_ink:
             # Kept as arrays: Arrow would make Python floats of every point, at each look.
-            self.strokes = [as_strokes(strokes) for strokes in rows["strokes"]]
+            names = rows["id"] if "id" in columns else range(len(rows))
+            self.strokes = [as_strokes(strokes, f"row {name}") for name, strokes in zip(names, rows["strokes"])]
             self.symbols = rows["symbols"][:] if "symbols" in columns else [None] * len(rows)
             swapping = augmentation is not None and augmentation.swap > 0 and "symbols" in columns
             pairs = zip(self.strokes, self.symbols)
