@@ -1,0 +1,72 @@
+"""The weights that come with the repository: complete, small, without code, under their own licence, and measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
+
+import epigraph
+from epigraph.hub import read_results, results_files, weights_sha256
+from epigraph.reading import DEFAULT_CHECKPOINTS, load
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(set(DEFAULT_CHECKPOINTS.values()))
+SUFFIXES = {".json", ".jsonl", ".md", ".png", ".safetensors", ""}
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_is_complete_small_and_without_code(name):
+    folder = ROOT / "checkpoints" / name
+    found = {path.name for path in folder.iterdir()}
+    assert {"config.json", "processor_config.json", "tokenizer.json", "README.md", "LICENSE"} <= found
+    assert {path.suffix for path in folder.rglob("*")} <= SUFFIXES
+    assert size(folder) <= 12e6 and size(ROOT / "checkpoints") <= 40e6
+    for path in folder.glob("*.json"):
+        assert "auto_map" not in path.read_text(encoding="utf-8"), path.name
+    tensors = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_shows_licence_and_curve(name):
+    folder = ROOT / "checkpoints" / name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "license: cc-by-nc-sa-3.0" in card
+    assert "NonCommercial-ShareAlike 3.0" in (folder / "LICENSE").read_text(encoding="utf-8")
+    assert "![Training curve](training_curve.png)" in card
+    Image.open(folder / "training_curve.png").verify()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_of_these_weights_and_of_the_test_split(name):
+    measured = [read_results(path) for path in results_files(name, ROOT / "model_cards" / "results")]
+    assert {results["weights_sha256"] for results in measured} == {weights_sha256(ROOT / "checkpoints" / name)}
+    for results in measured:
+        assert {row["split"] for row in results["rows"]} == {"test_2014"}
+        if not {"grammar", "official"} & set(re.findall("[a-z]+", results["command"])):
+            assert results["breakdowns"]["unbalanced"]["value"] == 0, "the grammar holds"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_of_loading_reads_the_same(name):
+    folder = ROOT / "checkpoints" / name
+    ink = ROOT / "examples" / "handwritten-math" / "index.json"
+    model, processor = load(folder)
+    expected = epigraph.read(ink, model, processor=processor, num_beams=2)
+    assert expected.error is None and expected.text
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        loaded = auto.from_pretrained(folder)
+        assert loaded.dtype == torch.float32, "half precision is for the disk"
+        assert epigraph.read(ink, loaded, processor=processor, num_beams=2).text == expected.text
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
+    assert json.loads((folder / "config.json").read_text())["grammar"], "readings are well-formed"
