@@ -70,3 +70,13 @@ def test_every_way_of_loading_reads_the_same(name):
         assert epigraph.read(ink, loaded, processor=processor, num_beams=2).text == expected.text
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
     assert json.loads((folder / "config.json").read_text())["grammar"], "readings are well-formed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reading_does_not_depend_on_the_batch(name):
+    model, processor = load(ROOT / "checkpoints" / name)
+    inks = [ROOT / "examples" / "handwritten-math" / f"{example}.json" for example in ("index", "root", "fraction")]
+    together = epigraph.read(inks, model, processor=processor, num_beams=2, batch_size=3)
+    for ink, reading in zip(inks, together):
+        alone = epigraph.read(ink, model, processor=processor, num_beams=2)
+        assert reading.text == alone.text and reading.score == pytest.approx(alone.score, abs=1e-3)
