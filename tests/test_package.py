@@ -196,6 +196,6 @@ def test_accelerate_knows_every_key_of_our_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    kinds = {"cpu": "NO", "single_gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP"}
+    kinds = {"cpu": "NO", "single_gpu": "NO", "multi_gpu": "MULTI_GPU"}
     assert config.distributed_type == kinds[path.stem] and config.use_cpu == (path.stem == "cpu")
     assert config.mixed_precision is None, "the recipe says the precision"

@@ -137,6 +137,30 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+def test_evaluation_leaves_frozen_norms_frozen(recipe, formulas, tmp_path):
+    run(recipe(freeze_norms_at=2, ema_decay=0.0, eval_data=str(formulas), eval_limit=2, eval_steps=3, save_steps=4))
+    states = [safetensors.torch.load_file(tmp_path / "run" / f"checkpoint-{n}" / "model.safetensors") for n in (4, 8)]
+    name = "encoder.post_norm.running_mean"
+    assert torch.equal(states[0][name], states[1][name])
+
+
+def test_torn_log_line_does_not_stop_a_resume(recipe, tmp_path):
+    file = recipe(max_steps=4)
+    run(file)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 4, "lo')
+    run(file, "--resume")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4]
+
+
+def test_a_trained_folder_is_trained_further(recipe, tmp_path):
+    run(recipe(max_steps=2))
+    more = recipe(model=str(tmp_path / "run" / "final"), output_dir=str(tmp_path / "more"), max_steps=2)
+    run(more)
+    assert sorted(losses(tmp_path / "more")) == [1, 2]
+
+
 def test_frozen_norms_keep_their_statistics_and_resume(recipe, tmp_path):
     file = recipe(freeze_norms_at=4)
     run(file, "--output_dir", tmp_path / "whole")
@@ -252,7 +276,7 @@ def test_diverging_loss_stops_the_run(recipe):
         ("[1, 2]", "mapping of argument names"),
         ("a: [", "not valid YAML"),
         ("{output_dir: x, train_data: y, model: '{broken'}", "recipe.yaml"),
-        ("{output_dir: x, train_data: y, optimizer: adam}", "optimizer must be one of adamw, sgd, not 'adam'"),
+        ("{output_dir: x, train_data: y, model: folder, optimizer: adam}", "optimizer must be one of adamw, sgd, not 'adam'"),
     ],
 )
 def test_recipe_errors(tmp_path, content, message):
@@ -260,6 +284,21 @@ def test_recipe_errors(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(RecipeError, match=message):
         parse_recipe(["--recipe", str(path)])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"model_type": "comer", "hiden_size": 16}}, "model: unknown key hiden_size; known are"),
+        ({"model": {"model_type": "comet"}}, "there is no model_type 'comet'"),
+        ({"model": {"hidden_size": 16}}, "recipe.yaml: model needs a model_type"),
+        ({"processor": {"scael": 1}}, "processor: unknown key scael; known are"),
+        ({"augmentation": {"rotatoin": 2}}, "augmentation: unknown key rotatoin; known are"),
+    ],
+)
+def test_misspelt_settings_are_refused(recipe, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        run(recipe(**changes))
 
 
 def test_missing_recipe_is_one_sentence(tmp_path):

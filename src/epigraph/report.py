@@ -97,10 +97,8 @@ def _article(number: int, example: Example) -> str:
     else:
         facts = f"score {reading.score:.3f} · {facts}"
         body = f"<h3>Reading</h3>{formula(reading.text)}"
-    if example.truth is not None and not example.right:
+    if example.truth is not None:
         body += f"<h3>Truth</h3>{formula(example.truth)}"
-    elif example.truth is not None and example.truth != reading.text:
-        body += f"<h3>Truth, spelt another way</h3><code>{html.escape(example.truth)}</code>"
     return (
         f'<article class="{verdict}"><header><h2>{html.escape(example.name)}</h2>'
         f"<strong>{mark}</strong><span>{facts}</span></header>"

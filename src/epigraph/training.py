@@ -16,10 +16,12 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser
 from transformers.trainer_utils import set_seed
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class PretrainArguments:
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):
                 setattr(self, name, json.loads(value))
+        if isinstance(self.model, dict) and "model_type" not in self.model:
+            raise ValueError("model needs a model_type, or is the folder of a model to go on from.")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
@@ -140,12 +144,6 @@ class Progress:
     loss_sum: float = 0.0  # since the last log line, so that a resumed run logs the same means
     loss_steps: int = 0
 
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict):
-        vars(self).update(state)
-
 
 def build_optimizer(model: torch.nn.Module, args: PretrainArguments) -> torch.optim.Optimizer:
     """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything."""
@@ -181,7 +179,11 @@ def save_atomically(folder: Path, write) -> None:
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(folder)
@@ -194,7 +196,7 @@ def freeze_norms(model: torch.nn.Module, statistics: torch.nn.Module | None) -> 
     """Let BatchNorm normalise by its running statistics from now on, taken from `statistics` (a weight average).
 
     Batches of images of like size have statistics of their own, which a model learns to lean on and which are not
-    there when it reads: measured on CoMER after 64,000 images, loss 0.34 by batch and 0.80 by running statistics.
+    there when it reads.
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     for name, norm in norms.items():
@@ -212,9 +214,194 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 def keep_until(metrics_file: Path, step: int) -> None:
     """Drop what a killed run logged after the checkpoint that is resumed: it is logged again."""
-    if metrics_file.exists():
-        lines = [line for line in metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        metrics_file.write_text("".join(f"{line}\n" for line in lines))
+    if not metrics_file.exists():
+        return
+    kept = []
+    for line in metrics_file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except ValueError:
+            continue  # the line that a kill cut short
+    partial = metrics_file.with_name(f".{metrics_file.name}.partial")
+    partial.write_text("".join(kept))
+    partial.replace(metrics_file)
+
+
+class _Run:
+    """What a training run holds: the model and its average, the optimiser, where it stands, and where it writes."""
+
+    def __init__(self, model, args: PretrainArguments, save_extra):
+        from accelerate import Accelerator, DistributedType
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+        self.args, self.save_extra = args, save_extra
+        self.folder = Path(args.output_dir)
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.progress = Progress()
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with="tensorboard",
+            project_dir=str(self.folder),
+            step_scheduler_with_optimizer=False,
+        )
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise RecipeError(
+                "sharded training is not supported: evaluation and the weight average need whole parameters in each "
+                "process; launch with recipes/accelerate/multi_gpu.yaml."
+            )
+        self.plain = model.to(memory_format=torch.channels_last)  # fastest for convolutions on CPUs and tensor cores
+        self.average = None
+        if args.ema_decay:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+            self.average.to(self.accelerator.device)
+        optimizer = build_optimizer(model, args)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
+        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        self.load()
+        self.accelerator.init_trackers("logs")
+        self.loss_sum = torch.tensor(self.progress.loss_sum, device=self.accelerator.device)
+        self.started = time.perf_counter()
+
+    @property
+    def trained(self):
+        """The model as it is evaluated and saved."""
+        return self.plain if self.average is None else self.average.module
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def load(self) -> None:
+        """Go on from the newest checkpoint if the recipe says so."""
+        existing = checkpoints(self.folder)
+        if existing and not self.args.resume:
+            raise RecipeError(f"{self.folder} already holds checkpoints; add --resume, or choose another output_dir.")
+        if existing:
+            self.accelerator.load_state(str(existing[-1]))
+            vars(self.progress).update(json.loads((existing[-1] / "progress.json").read_text()))
+            if self.average is not None:
+                self.average.load_state_dict(load_file(existing[-1] / "average.safetensors"))
+            logger.info("resumed from %s", existing[-1])
+        if self.accelerator.is_main_process:
+            keep_until(self.metrics_file, self.progress.step)
+
+    def save_checkpoint(self) -> None:
+        """Everything that the next step depends on, in place at once; the last two are kept."""
+        folder = self.folder / f"checkpoint-{self.progress.step}"
+        partial = folder.with_name(f".{folder.name}.partial")
+        self.progress.loss_sum = self.accelerator.reduce(self.loss_sum, "mean").item()
+        try:
+            self.accelerator.save_state(str(partial))  # every process writes its random state
+            if self.accelerator.is_main_process:
+                # Not registered with accelerate, which would unpickle them on the way back.
+                (partial / "progress.json").write_text(json.dumps(vars(self.progress)))
+                if self.average is not None:
+                    tensors = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
+                    save_file(tensors, partial / "average.safetensors")
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{folder}: could not be saved ({error}); earlier checkpoints are unchanged.") from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            for old in checkpoints(self.folder)[:-2]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, name: str) -> None:
+        """The trained model as a folder that `from_pretrained` loads."""
+        dtype = getattr(torch, self.args.save_dtype)
+
+        def write(folder: Path):
+            # The configuration keeps saying float32: half precision is for the disk, not for reading on a CPU.
+            tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.trained.state_dict().items()}
+            self.trained.save_pretrained(folder, state_dict=tensors)
+            if self.save_extra is not None:
+                self.save_extra(folder)
+
+        if self.accelerator.is_main_process:
+            save_atomically(self.folder / name, write)
+
+    # ------------------------------------------------------------------ logs
+
+    def log(self, values: dict) -> None:
+        if self.accelerator.is_main_process:
+            self.accelerator.log(values, step=self.progress.step)
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps({"step": self.progress.step, **values}) + "\n")
+
+    def log_loss(self) -> dict:
+        """Log the mean loss since the last line.
+
+        Raises:
+            FloatingPointError: it is not a finite number.
+        """
+        progress = self.progress
+        loss = self.accelerator.reduce(self.loss_sum, "mean").item() / progress.loss_steps
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss} at step {progress.step}; lower the learning rate or clip gradients "
+                f"(max_grad_norm), and resume from {self.folder}."
+            )
+        rate = self.scheduler.get_last_lr()[0]
+        counts = {"epoch": progress.epoch, "examples": progress.examples}
+        self.log({"loss": loss, "learning_rate": rate, **counts, "seconds": time.perf_counter() - self.started})
+        self.loss_sum.zero_()
+        progress.loss_steps = 0
+        return {"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "epoch": progress.epoch}
+
+    def evaluate(self, evaluate) -> None:
+        """Measure, and keep the model if it is the best so far."""
+        if evaluate is None:
+            return
+        if self.accelerator.is_main_process:
+            values = evaluate(self.trained.eval())
+            self.log({f"eval_{name}": value for name, value in values.items()})
+            logger.info("step %d: %s", self.progress.step, values)
+            if values["selection"] > self.progress.best:
+                self.progress.best = values["selection"]
+                self.save_model("best")
+        self.accelerator.wait_for_everyone()
+        self.train_mode()
+
+    # ------------------------------------------------------------------ steps
+
+    def train_mode(self) -> None:
+        """Dropout on; BatchNorm too, unless it has been frozen."""
+        self.model.train()
+        frozen_at = self.args.freeze_norms_at
+        if frozen_at and self.progress.step >= frozen_at:
+            # At the step itself the average's statistics are taken over; afterwards they are the model's own.
+            at_once = self.progress.step == frozen_at and self.average is not None
+            freeze_norms(self.plain, self.average.module if at_once else None)
+
+    def step(self, window: list[dict]) -> None:
+        """One optimiser step on the batches of `window`."""
+        accelerator, progress = self.accelerator, self.progress
+        if progress.step == self.args.freeze_norms_at:
+            self.train_mode()
+        window = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in window]
+        items = sum(self.plain.num_loss_items(batch["labels"]) for batch in window)
+        # Processes average their gradients: dividing by the mean count makes that the mean over all tokens.
+        items = accelerator.reduce(torch.tensor([float(items)], device=accelerator.device), "mean").item()
+        for position, batch in enumerate(window):
+            last = position == len(window) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    loss = self.model(**batch, num_items_in_batch=items).loss
+                accelerator.backward(loss)
+            self.loss_sum += loss.detach()
+        if self.args.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.plain)
+        progress.step += 1
+        progress.batch += len(window)
+        progress.examples += sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
+        progress.loss_steps += 1
 
 
 def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None) -> Progress:
@@ -229,157 +416,37 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
 
     Returns:
         Where the run ended. `output_dir/best` holds the best evaluated model, `output_dir/final` the last.
+
+    Raises:
+        RecipeError: `output_dir` holds checkpoints and `resume` is not set.
+        FloatingPointError: the loss is not finite.
+        OSError: a checkpoint or model could not be saved; what was saved before is intact.
     """
-    from accelerate import Accelerator
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
     from tqdm.auto import tqdm
 
-    output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with="tensorboard",
-        project_dir=str(output_dir),
-        step_scheduler_with_optimizer=False,
-    )
-    optimizer = build_optimizer(model, args)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
-    average = None
-    if args.ema_decay:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
-        average.to(accelerator.device)
-        accelerator.register_for_checkpointing(average)
-    count_items = model.num_loss_items
-    model.to(memory_format=torch.channels_last)  # convolutions on CPUs and tensor cores are fastest so
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-
-    existing = checkpoints(output_dir)
-    if existing and not args.resume:
-        raise RecipeError(f"{output_dir} already holds checkpoints; add --resume, or choose another output_dir.")
-    if existing:
-        accelerator.load_state(str(existing[-1]))
-        logger.info("resumed from %s", existing[-1])
-    accelerator.init_trackers("logs")
-    metrics_file = output_dir / "metrics.jsonl"
-    if accelerator.is_main_process:
-        keep_until(metrics_file, progress.step)
-
-    def log(values: dict) -> None:
-        if accelerator.is_main_process:
-            accelerator.log({k: v for k, v in values.items() if k != "step"}, step=progress.step)
-            with metrics_file.open("a") as file:
-                file.write(json.dumps({"step": progress.step, **values}) + "\n")
-
-    dtype = getattr(torch, args.save_dtype)
-
-    def trained():
-        return average.module if average is not None else accelerator.unwrap_model(model)
-
-    def save_model(name: str) -> None:
-        def write(folder: Path):
-            # The configuration keeps saying float32: half precision is for the disk, not for reading on a CPU.
-            half = {n: t.to(dtype) if t.is_floating_point() else t for n, t in trained().state_dict().items()}
-            trained().save_pretrained(folder, state_dict=half)
-            if save_extra is not None:
-                save_extra(folder)
-
-        if accelerator.is_main_process:
-            save_atomically(output_dir / name, write)
-
-    def save_checkpoint() -> None:
-        folder = output_dir / f"checkpoint-{progress.step}"
-        partial = folder.with_name(f".{folder.name}.partial")
-        progress.loss_sum = accelerator.reduce(running, "mean").item()
-        try:
-            accelerator.save_state(str(partial))  # every process writes its random state
-        except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"{folder}: could not be saved ({error}); earlier checkpoints are unchanged.") from error
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            for old in checkpoints(output_dir)[:-2]:
-                shutil.rmtree(old)
-        accelerator.wait_for_everyone()
-
-    def run_evaluation() -> None:
-        if evaluate is None:
-            return
-        if accelerator.is_main_process:
-            network = trained()
-            training = network.training
-            values = evaluate(network.eval())
-            network.train(training)
-            log({f"eval_{name}": value for name, value in values.items()})
-            tqdm.write(f"step {progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
-            if values["selection"] > progress.best:
-                progress.best = values["selection"]
-                save_model("best")
-        accelerator.wait_for_everyone()
-
+    run = _Run(model, args, save_extra)
+    progress, accelerator = run.progress, run.accelerator
     hidden = not accelerator.is_main_process
-    bar = tqdm(total=args.max_steps, initial=progress.step, disable=hidden, dynamic_ncols=True)
-    running, started = torch.tensor(progress.loss_sum, device=accelerator.device), time.perf_counter()
-    model.train()
-    if args.freeze_norms_at and progress.step > args.freeze_norms_at:
-        freeze_norms(accelerator.unwrap_model(model), None)
-    while progress.step < args.max_steps:
-        batches = loader(progress.epoch, progress.batch, accelerator.process_index, accelerator.num_processes)
+    run.train_mode()
+    with tqdm(total=args.max_steps, initial=progress.step, disable=hidden, dynamic_ncols=True) as bar:
         while progress.step < args.max_steps:
-            window = [batch for _, batch in zip(range(args.accumulate), batches)]
-            if not window:
-                break
-            if args.freeze_norms_at and progress.step == args.freeze_norms_at:
-                freeze_norms(accelerator.unwrap_model(model), average and average.module)
-            window = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in window]
-            items = torch.tensor([sum(count_items(batch["labels"]) for batch in window)], device=accelerator.device)
-            # Processes average their gradients: dividing by the mean count makes that the mean over all tokens.
-            items = accelerator.reduce(items.float(), "mean").item()
-            for position, batch in enumerate(window):
-                last = position == len(window) - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    with accelerator.autocast():
-                        loss = model(**batch, num_items_in_batch=items).loss
-                    accelerator.backward(loss)
-                running += loss.detach()
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            if average is not None:
-                average.update_parameters(accelerator.unwrap_model(model))
-            progress.step += 1
-            progress.batch += len(window)
-            progress.examples += sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
-            progress.loss_steps += 1
-            bar.update()
-            if progress.step % args.logging_steps == 0:
-                value = accelerator.reduce(running, "mean").item() / progress.loss_steps
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"The loss is {value} at step {progress.step}; lower the learning rate or clip gradients "
-                        f"(max_grad_norm), and resume from {output_dir}."
-                    )
-                rate = scheduler.get_last_lr()[0]
-                counts = {"epoch": progress.epoch, "examples": progress.examples}
-                log({"loss": value, "learning_rate": rate, **counts, "seconds": time.perf_counter() - started})
-                bar.set_postfix(loss=f"{value:.3f}", lr=f"{rate:.1e}", epoch=progress.epoch)
-                running.zero_()
-                progress.loss_steps = 0
-            if progress.step % args.eval_steps == 0 and progress.step < args.max_steps:
-                run_evaluation()
-            if progress.step % args.save_steps == 0 and progress.step < args.max_steps:
-                save_checkpoint()
-        else:
-            break
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-    bar.close()
-    run_evaluation()
-    save_checkpoint()
-    save_model("final")
+            batches = loader(progress.epoch, progress.batch, accelerator.process_index, accelerator.num_processes)
+            while progress.step < args.max_steps and (window := list(islice(batches, args.accumulate))):
+                run.step(window)
+                bar.update()
+                if progress.step % args.logging_steps == 0:
+                    bar.set_postfix(run.log_loss())
+                if progress.step == args.max_steps:
+                    break
+                if progress.step % args.eval_steps == 0:
+                    run.evaluate(evaluate)
+                if progress.step % args.save_steps == 0:
+                    run.save_checkpoint()
+            else:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+    run.evaluate(evaluate)
+    run.save_checkpoint()
+    run.save_model("final")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return progress
@@ -398,6 +465,11 @@ def reading_evaluation(rows, processor, limit: int | None):
     return evaluate
 
 
+def _refuse_unknown(name: str, values: dict, known) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Trains what a recipe says; see `PretrainArguments`."""
     import epigraph  # noqa: F401  registers the Auto classes
@@ -406,20 +478,26 @@ def main(argv: list[str] | None = None) -> None:
     from .data.ink import InkAugmentation
     from .data.readers import load_formulas, normalise_labels
     from .models.grammar_comer import grammar_from_vocabulary
+    from .models.image_processing import TextImageProcessorKwargs
     from .models.processing import comer_processor
+    from .reading import load
 
     args = parse_recipe(sys.argv[1:] if argv is None else argv)
     set_seed(args.seed)
+    _refuse_unknown("augmentation", args.augmentation, InkAugmentation.__dataclass_fields__)
+    _refuse_unknown("processor", args.processor, TextImageProcessorKwargs.__annotations__)
     if isinstance(args.model, dict):
-        if "model_type" not in args.model:
-            raise RecipeError("The recipe's model needs a model_type, or is the folder of a model to go on from.")
+        settings = dict(args.model)
+        model_type = settings.pop("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise RecipeError(f"model: there is no model_type {model_type!r}.")
+        _refuse_unknown("model", settings, CONFIG_MAPPING[model_type].__dataclass_fields__)
         processor = comer_processor(**args.processor)
         vocabulary = processor.tokenizer.get_vocab()
-        settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **args.model}
-        model = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **settings}
+        model = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
     else:
-        processor = AutoProcessor.from_pretrained(args.model)
-        model = AutoModel.from_pretrained(args.model, dtype=torch.float32)
+        model, processor = load(args.model, None, "cpu", "float32")
 
     vocabulary = processor.tokenizer.get_vocab()
     rows, report = normalise_labels(load_formulas(args.train_data, args.train_split), vocabulary)
