@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from epigraph.data.collate import FormulaBatches, FormulaDataset, FormulaLoader, bucket_by_area
+from epigraph.data.collate import FormulaBatches, FormulaCollator, FormulaDataset, FormulaLoader, bucket_by_area
 from epigraph.data.ink import InkAugmentation, InkError
 from epigraph.models.processing import comer_processor
 
@@ -102,3 +103,13 @@ def test_a_loader_starts_anywhere(dataset):
     whole, rest = list(loader(4)), list(loader(4, start=2))
     assert len(rest) == len(whole) - 2
     assert all((a["pixel_values"] == b["pixel_values"]).all() for a, b in zip(whole[2:], rest))
+
+
+def test_a_row_that_cannot_be_used_is_named():
+    blank = {"image": Image.new("L", (40, 20)), "text": "x", "name": "row seven"}
+    good = {"image": Image.radial_gradient("L"), "text": "x", "name": "row six"}
+    collate = FormulaCollator(comer_processor())
+    with pytest.raises(ValueError, match="row seven: Image 0 cannot be read: it is blank"):
+        collate([good, blank])
+    with pytest.raises(ValueError, match="row six: .*qq"):
+        collate([good | {"text": "qq"}])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from .ink import InkAugmentation, SymbolBank, as_strokes, render, symbol_unit
+from .ink import InkAugmentation, SymbolBank, as_strokes, ink_size, render
 
 SYMBOL_HEIGHT = 28.0  # pixels, the field's rule
 LINE_WIDTH = 3.0
@@ -65,10 +65,10 @@ class FormulaDataset(torch.utils.data.Dataset):
         columns = rows.column_names
         self.from_ink = "strokes" in columns
         self.texts = rows["text"][:]
+        self.names = [f"row {name}" for name in (rows["id"] if "id" in columns else range(len(rows)))]
         if self.from_ink:
             # Kept as arrays: Arrow would make Python floats of every point, at each look.
-            names = rows["id"] if "id" in columns else range(len(rows))
-            self.strokes = [as_strokes(strokes, f"row {name}") for name, strokes in zip(names, rows["strokes"])]
+            self.strokes = [as_strokes(strokes, name) for name, strokes in zip(self.names, rows["strokes"])]
             self.symbols = rows["symbols"][:] if "symbols" in columns else [None] * len(rows)
             swapping = augmentation is not None and augmentation.swap > 0 and "symbols" in columns
             pairs = zip(self.strokes, self.symbols)
@@ -80,13 +80,11 @@ class FormulaDataset(torch.utils.data.Dataset):
     def sizes(self) -> np.ndarray:
         """Height and width of every unvaried image, (rows, 2), in pixels."""
         if self.from_ink:
-            extents = np.array([np.ptp(np.concatenate(strokes), axis=0)[::-1] for strokes in self.strokes])
-            units = np.array([symbol_unit(strokes) for strokes in self.strokes])
-            return extents * (SYMBOL_HEIGHT / units)[:, None] + 2 * 12 + LINE_WIDTH
+            return np.array([ink_size(strokes, SYMBOL_HEIGHT, LINE_WIDTH) for strokes in self.strokes])
         return np.array([image.size[::-1] for image in self.rows["image"]])
 
     def __getitem__(self, key: int | tuple[int, int, float]) -> dict:
-        """`{"image", "text"}` of a row; a training key is (index, epoch, zoom)."""
+        """`{"image", "text", "name"}` of a row; a training key is (index, epoch, zoom)."""
         index, epoch, zoom = key if isinstance(key, tuple) else (key, None, 1.0)
         varied = epoch is not None and self.augmentation is not None
         rng = np.random.default_rng([self.seed, epoch or 0, index])
@@ -103,7 +101,7 @@ class FormulaDataset(torch.utils.data.Dataset):
                 factor = zoom * rng.uniform(0.96, 1.04)
                 size = [max(1, round(side * factor)) for side in image.size]
                 image = image.resize(size, Image.Resampling.BILINEAR)
-        return {"image": image, "text": self.texts[index]}
+        return {"image": image, "text": self.texts[index], "name": self.names[index]}
 
 
 class FormulaBatches:
@@ -166,14 +164,26 @@ def _alike(points: np.ndarray, members: np.ndarray, size: int) -> list[np.ndarra
 
 
 class FormulaCollator:
-    """Examples to the model's arguments, through its processor."""
+    """Examples to the model's arguments, through its processor.
+
+    Raises:
+        ValueError: naming the row whose image or label cannot be used.
+    """
 
     def __init__(self, processor):
         self.processor = processor
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        images = [example["image"] for example in examples]
-        return dict(self.processor(images=images, text=[example["text"] for example in examples]))
+        images, texts, names = ([example[key] for example in examples] for key in ("image", "text", "name"))
+        try:
+            return dict(self.processor(images=images, text=texts))
+        except ValueError:
+            for image, text, name in zip(images, texts, names):
+                try:
+                    self.processor(images=[image], text=[text])
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+            raise
 
 
 class FormulaLoader:
