@@ -276,7 +276,10 @@ def test_diverging_loss_stops_the_run(recipe):
         ("[1, 2]", "mapping of argument names"),
         ("a: [", "not valid YAML"),
         ("{output_dir: x, train_data: y, model: '{broken'}", "recipe.yaml"),
-        ("{output_dir: x, train_data: y, model: folder, optimizer: adam}", "optimizer must be one of adamw, sgd, not 'adam'"),
+        (
+            "{output_dir: x, train_data: y, model: folder, optimizer: adam}",
+            "optimizer must be one of adamw, sgd, not 'adam'",
+        ),
     ],
 )
 def test_recipe_errors(tmp_path, content, message):
