@@ -152,7 +152,7 @@ def plan(folder, *arguments, virtual_env=None):
         shutil.copy(ROOT / name, folder)
     environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "TORCH")}
     environment |= {"VIRTUAL_ENV": str(virtual_env)} if virtual_env else {}
-    command = ["make", "--dry-run", *arguments]
+    command = ["make", "--no-print-directory", "--dry-run", *arguments]  # the tests themselves run under make
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 
 
