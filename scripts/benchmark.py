@@ -182,7 +182,7 @@ def comer_rows(wanted: Wanted, device: str) -> Iterator[Row]:
             if kind == "uncached":
                 return seconds(lambda: comer_uncached(model, images, beams, length), device)
             search = "official" if kind == "cached" else "exact"
-            return seconds(lambda: comer_cached(model, images, beams, length, search), device, repeats=2)
+            return seconds(lambda: comer_cached(model, images, beams, length, search), device, repeats=4)
 
         # `cached` is the search that the baseline makes; `exact` the default one, with its grammar.
         for kind in ("cached", "exact", "uncached"):
