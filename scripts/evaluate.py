@@ -1,7 +1,7 @@
 """Measure a model on a data set: a table, and a JSON of results with all that is needed to repeat it.
 
 python scripts/evaluate.py --model checkpoints/comer-hme --data '${EPIGRAPH_DATA}/crohme_ink.parquet' \
-    --split test_2014 --output model_cards/results/comer-hme.json
+    --split test_2014 --output model_cards/results/comer-hme.ink.json
 """
 
 import sys

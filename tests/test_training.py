@@ -99,6 +99,7 @@ def test_killed_run_resumes_to_the_same_losses(recipe, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert process.returncode == -signal.SIGKILL and not (killed / "final").exists(), "it was to be killed on its way"
     assert checkpoints(killed), "the run was to leave a checkpoint before it was killed"
     run(file, "--output_dir", killed, "--resume")
     whole, resumed = losses(tmp_path / "whole"), losses(killed)
@@ -187,7 +188,7 @@ def test_accumulated_batches_count_every_token_once(recipe, tmp_path):
         assert low - 1e-6 <= two[step] <= high + 1e-6
 
 
-def test_training_fits_the_examples_and_keeps_the_best(recipe, formulas, tmp_path):
+def test_training_fits_the_examples_and_keeps_the_best(recipe, formulas, tmp_path, capsys):
     file = recipe(
         augmentation={},
         eval_data=str(formulas),
@@ -198,6 +199,7 @@ def test_training_fits_the_examples_and_keeps_the_best(recipe, formulas, tmp_pat
         ema_decay=0.0,
     )
     run(file)
+    assert "step 60: exprate " in capsys.readouterr().err, "who trains sees what was measured"
     values = losses(tmp_path / "run")
     assert values[60] < 0.7 * values[1]
     best = json.loads((tmp_path / "run" / "best" / "config.json").read_text())

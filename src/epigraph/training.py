@@ -8,7 +8,6 @@ a checkpoint holds everything else: a run that is killed goes on to the same los
 
 import argparse
 import json
-import logging
 import math
 import re
 import shutil
@@ -21,11 +20,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser
 from transformers.trainer_utils import set_seed
-
-logger = logging.getLogger(__name__)
-
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd"),
@@ -95,7 +92,7 @@ def parse_recipe(argv: list[str], arguments: type = PretrainArguments):
     """Arguments of a recipe file, overridden by those of the command line.
 
     Raises:
-        RecipeError: no such file, not a mapping, an unknown key, an unset variable.
+        RecipeError: no such file, not a mapping, an unknown key, a value that cannot be.
     """
     parser = HfArgumentParser(arguments, description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", help="YAML file of the arguments below.")
@@ -280,7 +277,7 @@ class _Run:
             vars(self.progress).update(json.loads((existing[-1] / "progress.json").read_text()))
             if self.average is not None:
                 self.average.load_state_dict(load_file(existing[-1] / "average.safetensors"))
-            logger.info("resumed from %s", existing[-1])
+            self.tell(f"resumed from {existing[-1]}")
         if self.accelerator.is_main_process:
             keep_until(self.metrics_file, self.progress.step)
 
@@ -324,6 +321,11 @@ class _Run:
 
     # ------------------------------------------------------------------ logs
 
+    def tell(self, sentence: str) -> None:
+        """Print above the progress bar, once however many processes run."""
+        if self.accelerator.is_main_process:
+            tqdm.write(sentence, file=sys.stderr)
+
     def log(self, values: dict) -> None:
         if self.accelerator.is_main_process:
             self.accelerator.log(values, step=self.progress.step)
@@ -357,7 +359,7 @@ class _Run:
         if self.accelerator.is_main_process:
             values = evaluate(self.trained.eval())
             self.log({f"eval_{name}": value for name, value in values.items()})
-            logger.info("step %d: %s", self.progress.step, values)
+            self.tell(f"step {self.progress.step}: " + ", ".join(f"{n} {v:.4f}" for n, v in values.items()))
             if values["selection"] > self.progress.best:
                 self.progress.best = values["selection"]
                 self.save_model("best")
@@ -422,8 +424,6 @@ def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None
         FloatingPointError: the loss is not finite.
         OSError: a checkpoint or model could not be saved; what was saved before is intact.
     """
-    from tqdm.auto import tqdm
-
     run = _Run(model, args, save_extra)
     progress, accelerator = run.progress, run.accelerator
     hidden = not accelerator.is_main_process
@@ -500,8 +500,7 @@ def main(argv: list[str] | None = None) -> None:
         model, processor = load(args.model, None, "cpu", "float32")
 
     vocabulary = processor.tokenizer.get_vocab()
-    rows, report = normalise_labels(load_formulas(args.train_data, args.train_split), vocabulary)
-    logger.info("%s", report)
+    rows, _ = normalise_labels(load_formulas(args.train_data, args.train_split), vocabulary)
     augmentation = InkAugmentation(**args.augmentation) if args.augmentation else None
     dataset = FormulaDataset(rows, augmentation, args.seed)
     lengths = [len(text.split()) for text in dataset.texts]
