@@ -256,6 +256,47 @@ def test_cropping_leaves_the_ink(images):
     assert read(images, bar, crop_margin=2).shape == (16, 904)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scale": 0.6},
+        {"scale": 0.6, "antialias": False},
+        {"crop_margin": 4},
+        {"crop_margin": 0, "scale": 1.7},
+        {"crop_margin": 300, "scale": 0.5},  # the margin passes the left and upper edge
+        {"max_size": {"height": 64, "width": 90}},
+        {"min_size": {"height": 400, "width": 16}, "max_size": {"height": 900, "width": 2000}, "crop_margin": 3},
+        {"crop_margin": 4, "scale": 0.47, "antialias": False},
+    ],
+)
+def test_geometry_leads_from_image_to_model_and_back(images, settings):
+    """The middle of each dot, known in the image, is where `pixel_values` has it."""
+    dots = np.array([[61.0, 40.5], [250.0, 93.0], [140.5, 150.0]])  # x, y
+    ys, xs = np.mgrid[:200, :400] + 0.5
+    picture = np.zeros((200, 400), np.uint8)
+    for x, y in dots:
+        picture[(xs - x) ** 2 + (ys - y) ** 2 < 6**2] = 255
+    batch = images([drawing(700, 300), picture], return_tensors="pt", return_geometry=True, **settings)
+    assert batch["geometry"].shape == (2, 4) and batch["geometry"].dtype == torch.float32
+    left, top, scale_x, scale_y = batch["geometry"][1].tolist()
+    values = batch["pixel_values"][1, 0].numpy()
+    ys, xs = np.mgrid[: values.shape[0], : values.shape[1]] + 0.5
+    for x, y in dots:
+        expected_x, expected_y = (x - left) * scale_x, (y - top) * scale_y
+        near = values * ((xs - expected_x) ** 2 + (ys - expected_y) ** 2 < (9 * scale_x) ** 2)
+        assert near.sum() > 0.8 * np.pi * 36 * scale_x * scale_y
+        found_x, found_y = (near * xs).sum() / near.sum(), (near * ys).sum() / near.sum()
+        assert abs(found_x - expected_x) < 0.3 and abs(found_y - expected_y) < 0.3
+        assert abs(found_x / scale_x + left - x) < 0.6 and abs(found_y / scale_y + top - y) < 0.6
+
+
+def test_geometry_is_given_only_to_who_asks(processor):
+    assert "geometry" not in processor(images=[drawing()])
+    assert processor(images=[drawing()], return_geometry=True)["geometry"].tolist() == [[0, 0, 1, 1]]
+    assert "return_geometry" not in processor.image_processor.to_dict()
+
+
 def test_image_processor_is_saved_with_its_settings(tmp_path):
     processor = comer_processor(scale=0.5, crop_margin=3, **OFFICIAL)
     processor.save_pretrained(tmp_path)

@@ -19,6 +19,7 @@ class TextImageProcessorKwargs(ImagesKwargs, total=False):
     polarity (`str`): `auto` inverts dark ink on a light ground, `light_on_dark` and `dark_on_light` say what it is.
     crop_margin (`int`): cut to the ink and leave this many black pixels around it; without it the image stays whole.
     antialias (`bool`): average when shrinking; False reproduces OpenCV's bilinear resize.
+    return_geometry (`bool`): also return where each image lies in `pixel_values` (see `TextImageProcessor`).
     """
 
     scale: float
@@ -27,6 +28,7 @@ class TextImageProcessorKwargs(ImagesKwargs, total=False):
     polarity: str
     crop_margin: int | None
     antialias: bool
+    return_geometry: bool
 
 
 class TextImageProcessor(PilBackend):
@@ -34,6 +36,10 @@ class TextImageProcessor(PilBackend):
 
     Every image keeps its ratio. It is scaled by `scale`, then shrunk under `max_size` or enlarged over `min_size`
     (CoMER's limits: height 16 to 256, width 16 to 1024), and padded with black at the bottom and right.
+
+    With `return_geometry=True` the batch also holds `geometry` (batch, 4) float32: left, top, scale_x, scale_y with
+    `x_model = (x_image - left) * scale_x` and `y_model = (y_image - top) * scale_y`, where pixel i reaches from i to
+    i + 1, in the image as it was passed in. Left and top are negative where a margin was added.
     """
 
     model_input_names = ["pixel_values", "pixel_mask"]
@@ -101,10 +107,11 @@ class TextImageProcessor(PilBackend):
             factor *= enlarge
         return factor
 
-    def crop_ink(self, ink: torch.Tensor, margin: int) -> torch.Tensor:
+    def crop_ink(self, ink: torch.Tensor, margin: int) -> tuple[torch.Tensor, int, int]:
         """(height, width) cut to what is brighter than half the brightest, with `margin` black pixels around it.
 
-        A lone bar gets more room on its short sides, so that it stays within the limits of `scale_factor`.
+        A lone bar gets more room on its short sides, so that it stays within the limits of `scale_factor`. With it
+        come left and top of the result in the image, negative where the margin reaches beyond it.
         """
         bright = ink > ink.max() / 2
         rows, columns = bright.any(1).nonzero().flatten(), bright.any(0).nonzero().flatten()
@@ -115,7 +122,7 @@ class TextImageProcessor(PilBackend):
         missing_height = max(0, math.ceil((width + 2 * margin) / self.max_aspect["wide"]) - height - 2 * margin)
         missing_width = max(0, math.ceil((height + 2 * margin) / self.max_aspect["tall"]) - width - 2 * margin)
         across, down = margin + (missing_width + 1) // 2, margin + (missing_height + 1) // 2
-        return F.pad(ink, (across, across, down, down))
+        return F.pad(ink, (across, across, down, down)), left - across, top - down
 
     def resize_ink(self, ink: torch.Tensor, factor: float, antialias: bool) -> torch.Tensor:
         """(height, width) in 0..1 scaled by `factor`, rounded to 8 bits as every stored image is."""
@@ -165,21 +172,35 @@ class TextImageProcessor(PilBackend):
         return 1 - values if polarity == "dark_on_light" else values
 
     def _preprocess(
-        self, images, scale, min_size, max_size, polarity, crop_margin, antialias, return_tensors, **kwargs
+        self,
+        images,
+        scale,
+        min_size,
+        max_size,
+        polarity,
+        crop_margin,
+        antialias,
+        return_tensors,
+        return_geometry=False,
+        **kwargs,
     ) -> BatchFeature:
         if polarity not in ("auto", "light_on_dark", "dark_on_light"):
             raise ValueError(f"polarity must be auto, light_on_dark or dark_on_light, not {polarity!r}.")
-        processed = []
+        processed, geometry = [], []
         for index, image in enumerate(images):
+            left = top = 0
             try:
                 ink = self.to_ink(image, polarity)
                 factor = self.scale_factor(*ink.shape, scale, min_size, max_size)
                 if crop_margin is not None:
-                    ink = self.crop_ink(ink, crop_margin)
+                    ink, left, top = self.crop_ink(ink, crop_margin)
                     factor = self.scale_factor(*ink.shape, scale, min_size, max_size)
             except ValueError as error:
                 raise ValueError(f"Image {index} cannot be read: {error}") from None
             processed.append(self.resize_ink(ink, factor, antialias))
+            # Averaging fills the rounded size; OpenCV's way keeps the exact factor and drops what is left over.
+            sides = [after / before if antialias else factor for before, after in zip(ink.shape, processed[-1].shape)]
+            geometry.append([left, top, sides[1], sides[0]])
         height, width = (max(ink.shape[axis] for ink in processed) for axis in (0, 1))
         pixel_values = torch.zeros(len(processed), 1, height, width)
         pixel_mask = torch.zeros(len(processed), height, width, dtype=torch.long)
@@ -187,6 +208,8 @@ class TextImageProcessor(PilBackend):
             pixel_values[index, 0, : ink.shape[0], : ink.shape[1]] = ink
             pixel_mask[index, : ink.shape[0], : ink.shape[1]] = 1
         data = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        if return_geometry:
+            data["geometry"] = torch.tensor(geometry, dtype=torch.float32)
         if return_tensors not in (None, "pt"):
             data = {name: tensor.numpy() for name, tensor in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)

@@ -23,8 +23,9 @@ class TextProcessor(ProcessorMixin):
             kwargs: of the image processor, for this call.
 
         Returns:
-            `pixel_values` (batch, 1, height, width) and `pixel_mask` (batch, height, width) from images; `labels`
-            (batch, length), filled up with the pad token, from text.
+            `pixel_values` (batch, 1, height, width) and `pixel_mask` (batch, height, width) from images, and with
+            `return_geometry=True` their `geometry` (batch, 4), see `TextImageProcessor`; `labels` (batch, length),
+            filled up with the pad token, from text.
 
         Raises:
             ValueError: neither is given, an image holds nothing that can be read, or a label an unknown token.
