@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from .reading import MAX_SIDE, FormulaReading
 
 CELL = 16  # pixels of the model's input along a side of one cell of its features
 HEAT = (232, 89, 12)
+# An orange and a blue that stay apart for the colour-blind, and leave black and white ink legible.
+ATTENTION = (242, 111, 20)
+COVERAGE = (28, 126, 214)
 
 
 @dataclass
@@ -106,15 +109,63 @@ def _article(number: int, example: Example) -> str:
     )
 
 
-def formula(latex: str) -> str:
-    """MathML of LaTeX tokens above the tokens themselves; of what cannot be rendered, only the tokens and a note."""
+def mathml(latex: str) -> str | None:
+    """LaTeX tokens as a MathML element, ready to stand in HTML; None where there is nothing, or no rendering it."""
     from latex2mathml.converter import convert
 
-    source = f"<code>{html.escape(latex) or 'nothing'}</code>"
+    if not latex.strip():
+        return None
     try:
-        rendered = convert(latex, display="block")
-    except Exception as error:  # it raises a class of its own for each thing that a misreading can lack
-        return f"<p class=note>This LaTeX cannot be rendered ({type(error).__name__}).</p>{source}"
+        return convert(latex, display="block")
+    except Exception:  # it raises a class of its own for each thing that a misreading can lack
+        return None
+
+
+def overlay(
+    image: Image.Image, heat: np.ndarray, color: tuple[int, int, int] = ATTENTION, peak: float | None = None
+) -> Image.Image:
+    """A picture with a map of where the model looked laid over it.
+
+    On a light ground the colour darkens like a highlighter, on a dark one it shines; the ink stays as it is.
+
+    Args:
+        image: the picture, of any mode.
+        heat: (height, width) of any size, at least 0, spread over the whole picture; a map of
+            `FormulaReading.attentions` or `.coverages`.
+        color: RGB; `ATTENTION` or `COVERAGE`.
+        peak: the value that is drawn in full colour; the map's greatest by default. Maps to compare need the same.
+
+    Returns:
+        An RGB image of the picture's size.
+    """
+    image = opaque(image)
+    strength = Image.fromarray(_strength(heat, peak)).resize(image.size, Image.Resampling.BICUBIC)
+    light = ImageStat.Stat(image.convert("L")).median[0] > 127
+    ground = Image.new("RGB", image.size, "white" if light else "black")
+    tint = Image.composite(Image.new("RGB", image.size, color), ground, strength)
+    return (ImageChops.multiply if light else ImageChops.screen)(image, tint)
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """As RGB; what is transparent shows white paper."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.composite(image, Image.new("RGBA", image.size, "white"), image.getchannel("A")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _strength(heat: np.ndarray, peak: float | None) -> np.ndarray:
+    """(height, width) uint8, 255 at `peak` and above."""
+    heat = np.asarray(heat, np.float32)
+    peak = float(heat.max()) if peak is None else peak
+    return (255 * np.clip(heat / max(peak, 1e-12), 0, 1)).astype(np.uint8)
+
+
+def formula(latex: str) -> str:
+    """MathML of LaTeX tokens above the tokens themselves; of what cannot be rendered, only the tokens and a note."""
+    source = f"<code>{html.escape(latex) or 'nothing'}</code>"
+    if (rendered := mathml(latex)) is None:
+        return f"<p class=note>This LaTeX cannot be rendered.</p>{source}"
     return f"<div class=formula>{rendered}</div>{source}"
 
 
@@ -241,10 +292,10 @@ _PAGE = """<!doctype html>
 <h1>Handwritten formulas, read by epigraph</h1>
 <p><b>{summary}</b></p>
 <p>Choose a token under a drawing, by pointer or arrow keys, to see where the model looked when it wrote it.
-Scores are log-probabilities per token, the mean of both reading directions.</p>
+A score is the probability that the whole reading is right; forward and reverse are log-probabilities per token.</p>
 {articles}
 </body>
 </html>
 """
 
-__all__ = ["Example", "Look", "formula", "look", "page"]
+__all__ = ["ATTENTION", "COVERAGE", "Example", "Look", "formula", "look", "mathml", "overlay", "page"]
