@@ -51,8 +51,20 @@ def read(
         Search, typer.Option(help="official: the search of the official code, without grammar.")
     ] = Search.exact,
     direction: Annotated[Direction, typer.Option(help="Decode in both directions, or in one.")] = Direction.joint,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Mark readings with a lower score: '?' in a first column of its own, \"doubtful\" with --json.",
+        ),
+    ] = None,
 ):
-    """Print what each file says, with its score. A file that cannot be read is reported and the others are read."""
+    """Print what each file says: name, score and LaTeX, separated by tabs.
+
+    The score is the probability that the whole reading is right. A file that cannot be read is reported and the others
+    are read.
+    """
     from epigraph import read as read_files
 
     results = read_files(
@@ -63,6 +75,7 @@ def read(
         device=device,
         dtype=dtype,
         n_best=n_best,
+        min_score=min_score,
         progress=len(files) > 1,
         search=search.value,
         direction=direction.value,
@@ -74,7 +87,10 @@ def read(
             print(result.error, file=sys.stderr)
         else:
             for candidate in result.n_best:
-                print(f"{result.name}\t{candidate.score:.3f}\t{candidate.text}")
+                line = f"{result.name}\t{candidate.score:.3f}\t{candidate.text}"
+                if min_score is not None:
+                    line = f"{'?' if candidate.score < min_score else ''}\t{line}"
+                print(line)
     raise typer.Exit(code=int(any(result.error for result in results)))
 
 

@@ -52,6 +52,18 @@ def test_read_prints_json_and_passes_its_options_on(files, tiny_comer):
     assert len(readings[0]["n_best"]) == 2 and readings[0]["n_best"][0]["reverse_score"] is None
 
 
+def test_doubtful_readings_are_marked_in_text_and_json(files, tiny_comer):
+    unmarked = read(files[0], "--model", tiny_comer, "--n-best", 2).stdout.splitlines()
+    every = read(files[0], "--model", tiny_comer, "--n-best", 2, "--min-score", 1)
+    assert every.exit_code == 0 and every.stdout.splitlines() == [f"?\t{line}" for line in unmarked]
+    none = read(files[0], "--model", tiny_comer, "--n-best", 2, "--min-score", 0)
+    assert none.stdout.splitlines() == [f"\t{line}" for line in unmarked], "the columns stay where they are"
+    for limit, doubtful in ((1, True), (0, False)):
+        done = read(files[0], "--model", tiny_comer, "--json", "--min-score", limit)
+        assert json.loads(done.stdout)["doubtful"] is doubtful
+    assert read(files[0], "--model", tiny_comer, "--min-score", 90).exit_code == 2
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

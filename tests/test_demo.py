@@ -46,7 +46,7 @@ def demo(reader, tmp_path_factory):
 def test_table_says_what_was_read_and_what_was_drawn(demo):
     lines, output = demo
     rows = {line.split()[0]: line.split() for line in lines[1:5] if not line.startswith(" ")}
-    assert rows["plus"][1] == "yes" and rows["plus"][-1] == "+" and float(rows["plus"][2]) < 0
+    assert rows["plus"][1] == "yes" and rows["plus"][-1] == "+" and 0 < float(rows["plus"][2]) <= 1
     assert rows["bar"][1] == "?" and rows["bar"][-1] == "1"
     text = "\n".join(lines)
     assert re.search(r"steps +yes .* a \^ { 2 }\n +truth  a \^ 2\n", text), "the same formula, spelt another way"

@@ -256,6 +256,8 @@ def test_n_best(model, batch):
                 finder, other = backwards, forwards
             assert output.forward_scores[row].item() == pytest.approx(finder.mean().item(), abs=2e-5)
             assert output.reverse_scores[row].item() == pytest.approx(other.mean().item(), abs=2e-5)
+            whole = (finder.sum() + other.sum()).item() / 2
+            assert output.log_probabilities[row].item() == pytest.approx(whole, abs=5e-4)
             by_token = finder[:-1] if output.directions[row] == "l2r" else finder[:-1].flip(0)
             torch.testing.assert_close(output.token_scores[row, : len(tokens)], by_token, atol=2e-5, rtol=1e-4)
             assert not output.token_scores[row, len(tokens) :].any()

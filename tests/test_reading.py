@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import struct
 import zlib
@@ -91,15 +92,20 @@ def test_results_are_complete_and_come_back_in_order(read):
     drawings = [WAVE, PLUS, STEPS, BAR]
     assert [read(drawing).text for drawing in TEXTS.values()] == list(TEXTS)
     alone = [read(drawing, n_best=2) for drawing in drawings]
-    for together in (read(drawings, n_best=2, batch_size=2), read(drawings, n_best=2, batch_size=8)):
+    runs = [read(drawings, n_best=n_best, batch_size=size) for n_best, size in ((2, 2), (2, 8), (1, 8))]
+    for together in runs:
         assert [result.text for result in together] == [result.text for result in alone]
         for result, other in zip(together, alone):
-            assert result.score == pytest.approx(other.score, abs=1e-4)
+            assert result.score == pytest.approx(other.score, abs=1e-4), "whatever the batch and n_best"
             assert result.token_scores == pytest.approx(other.token_scores, abs=1e-3)
     for result in alone:
         best, second = result.n_best
-        assert best.text == result.text != second.text and best.score == result.score >= second.score
-        assert best.score == pytest.approx((best.forward_score + best.reverse_score) / 2)
+        assert best.text == result.text != second.text and best.score == result.score
+        assert 1 >= best.score > second.score >= 0 and best.score + second.score <= 1
+        for candidate in result.n_best:
+            mean = (candidate.forward_score + candidate.reverse_score) / 2
+            assert candidate.log_probability == pytest.approx(mean * (len(candidate.text.split()) + 1), abs=1e-4)
+            assert candidate.score == pytest.approx(math.exp(candidate.log_probability)), "not calibrated"
         assert len(result.token_scores) == len(result.text.split()) and max(result.token_scores) <= 0
         found = sum(result.token_scores) / (len(result.token_scores) + 1)
         assert best.forward_score <= found, "the stop token's share can only lower it"
@@ -107,7 +113,31 @@ def test_results_are_complete_and_come_back_in_order(read):
 
 def test_one_direction_has_no_reverse_score(read):
     result = read(PLUS, direction="l2r")
-    assert result.n_best[0].reverse_score is None and result.score == result.n_best[0].forward_score
+    assert result.n_best[0].reverse_score is None and result.text == "+"
+    assert result.score == pytest.approx(math.exp(2 * result.n_best[0].forward_score)), "one token and the stop"
+
+
+def test_scores_are_whole_probabilities_whatever_the_length_penalty(read):
+    plain = read(STEPS)
+    for penalty in (0.0, 0.5, 2.0):
+        assert read(STEPS, length_penalty=penalty).score == pytest.approx(plain.score, abs=1e-4)
+
+
+def test_doubtful_readings_are_marked(read):
+    sure, unsure = sorted(read([PLUS, STEPS, WAVE, BAR]), key=lambda result: -result.score)[::3]
+    assert not sure.doubtful and not unsure.doubtful, "nothing was asked for"
+    between = (sure.score + unsure.score) / 2
+    marked = {result.text: result.doubtful for result in read([PLUS, STEPS, WAVE, BAR], min_score=between)}
+    assert marked[unsure.text] is True and marked[sure.text] is False
+    assert not read(PLUS, min_score=0).doubtful
+    unreadable = read("gone.png", min_score=1.0)
+    assert unreadable.error and unreadable.score is None and unreadable.doubtful is False
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, 90, float("nan")])
+def test_min_score_is_a_probability(read, wrong):
+    with pytest.raises(ValueError, match="min_score is a probability"):
+        read(PLUS, min_score=wrong)
 
 
 def test_windows_keep_memory_bounded_and_order(loaded, monkeypatch):
@@ -169,7 +199,7 @@ def test_dtypes(tiny_comer, dtype):
     model, _ = reading.load(tiny_comer, dtype=dtype)
     assert model.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32) and not model.training
     result = epigraph.read(PLUS, tiny_comer, dtype=dtype, **FAST)
-    assert result.text and -20 < result.score < 0
+    assert result.text and 0 < result.score < 1
 
 
 def test_half_precision_weights_are_read_in_float32_by_default(tiny_comer, tmp_path):

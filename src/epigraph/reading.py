@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
+from .calibration import probability
 from .data.ink import Ink, as_strokes, read_inkml, read_json, render
 
 HUB_ORGANISATION = "epigraph"
@@ -53,13 +54,16 @@ class Candidate:
 
     Attributes:
         text: LaTeX tokens separated by spaces.
-        score: mean of `forward_score` and `reverse_score`; of a single direction, its score.
+        score: probability in 0..1 that all of it is right, by the checkpoint's `config.score_calibration`; of a
+            checkpoint without one, the probability that the model itself gives to the text.
+        log_probability: of the whole text, the stop token included; the mean of the directions that were read.
         forward_score: log-probability per token, the stop token included, in the direction that found the text.
         reverse_score: the same in the other direction; None where only one was read.
     """
 
     text: str
     score: float
+    log_probability: float
     forward_score: float
     reverse_score: float | None = None
 
@@ -71,9 +75,11 @@ class FormulaReading:
     Attributes:
         name: the path as it was given, the ink's name, or "input 3".
         text: LaTeX tokens separated by spaces; empty where the input could not be read.
-        score: log-probability per token, at most 0 and better when higher; `Candidate.score` of the first reading.
+        score: probability in 0..1 that the whole of `text` is right; `Candidate.score` of the first reading.
         token_scores: log-probability of each token of `text`, in reading order.
-        n_best: the best readings, `text` first; as many as were asked for, or as there are.
+        n_best: the best readings, `text` first; as many as were asked for, or as there are. The search ranks them by
+            log-probability per token, so that a longer one may stand before a shorter one of higher score.
+        doubtful: whether `score` is below the `min_score` that was asked for.
         error: one sentence that names the input and says why it could not be read; None where it was.
     """
 
@@ -82,6 +88,7 @@ class FormulaReading:
     score: float | None = None
     token_scores: list[float] = field(default_factory=list)
     n_best: list[Candidate] = field(default_factory=list)
+    doubtful: bool = False
     error: str | None = None
 
 
@@ -97,6 +104,7 @@ def read(
     *,
     processor: ProcessorMixin | None = None,
     n_best: int = 1,
+    min_score: float | None = None,
     progress: bool = False,
     **generation,
 ) -> FormulaReading | list[FormulaReading]:
@@ -118,6 +126,7 @@ def read(
         dtype: "float32" (default), "bfloat16" or "float16".
         processor: needed for a loaded model that was not loaded from a folder or the Hub.
         n_best: readings per input.
+        min_score: readings with a score below, a probability in 0..1, are marked as `doubtful`.
         progress: show a progress bar on a terminal.
         generation: settings of the model's `generate`; for CoMER `search`, `direction`, `num_beams`, `max_length` ...
 
@@ -125,12 +134,15 @@ def read(
         A `FormulaReading`, or a list of them for a list.
 
     Raises:
-        ValueError: unknown task or setting, a checkpoint that cannot be loaded or lacks weights; one sentence.
+        ValueError: unknown task or setting, a `min_score` outside 0..1, a checkpoint that cannot be loaded or lacks
+            weights; one sentence.
     """
     if pool is not None:
         raise ValueError("pool is for models that learn in context; CoMER reads without one, so leave it out.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is a probability and must be between 0 and 1, not {min_score}.")
     if isinstance(model, PreTrainedModel):
         if device is not None or dtype is not None:
             raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
@@ -149,6 +161,7 @@ def read(
             batch_size=batch_size,
             progress=progress,
             n_best=n_best,
+            min_score=min_score,
             **generation,
         )
     )
@@ -181,6 +194,7 @@ def read_all(
     batch_size: int = 8,
     progress: bool = False,
     n_best: int = 1,
+    min_score: float | None = None,
     **generation,
 ) -> Iterator[FormulaReading]:
     """Read a stream of inputs with a loaded model; memory stays bounded however many there are.
@@ -188,7 +202,7 @@ def read_all(
     Args:
         inputs: see `read`; a sized iterable gives the progress bar its total.
         names: what to call each input in its result, in the same order.
-        task, batch_size, progress, n_best, generation: see `read`.
+        task, batch_size, progress, n_best, min_score, generation: see `read`.
 
     Yields:
         One `FormulaReading` per input, in order. The model is in evaluation mode while it reads, and put back after.
@@ -215,6 +229,8 @@ def read_all(
                 places, pixels = zip(*ready[start : start + batch_size])
                 batch = [readings[place] for place in places]
                 _generate(model, processor, batch, pixels, n_best, generation)
+                for reading in batch:
+                    reading.doubtful = None not in (min_score, reading.score) and reading.score < min_score
                 bar.update(len(batch))
             yield from readings
     finally:
@@ -238,13 +254,15 @@ def _generate(
     )
     texts = processor.decode_labels(output.sequences.tolist())
     forward = output.forward_scores.float().tolist()
+    log_probabilities = output.log_probabilities.float().tolist()
     reverse = [None] * len(forward) if output.reverse_scores is None else output.reverse_scores.float().tolist()
     for index, reading in enumerate(readings):
         for row in range(index * n_best, (index + 1) * n_best):
             if output.sequences_scores[row] == -math.inf:
                 break  # the search found no more
-            score = forward[row] if reverse[row] is None else (forward[row] + reverse[row]) / 2
-            reading.n_best.append(Candidate(texts[row], score, forward[row], reverse[row]))
+            score = probability(log_probabilities[row], model.config.score_calibration)
+            candidate = Candidate(texts[row], score, log_probabilities[row], forward[row], reverse[row])
+            reading.n_best.append(candidate)
         if not reading.n_best:
             reading.error = f"{reading.name}: no formula fits within max_length; allow a longer one."
             continue

@@ -1,5 +1,7 @@
 """CoMER configuration."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -30,6 +32,9 @@ class CoMERConfig(PreTrainedConfig):
         position_temperature: base of the sinusoidal positions of image and text.
         grammar: ids of the tokens with a grammatical role, as `grammar_from_vocabulary` finds them, which
             generation keeps to. None for no grammar.
+        score_calibration: `slope` and `intercept` of the logistic function that turns the log-probability of a reading
+            into the probability that it is right, fitted by scripts/calibrate.py. None for the model's own
+            probability.
     """
 
     model_type = "comer"
@@ -56,6 +61,7 @@ class CoMERConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
     position_temperature: float | int = 10000.0
     grammar: dict[str, int | list[int]] | None = None
+    score_calibration: dict[str, float | int] | None = None
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
@@ -88,6 +94,11 @@ class CoMERConfig(PreTrainedConfig):
             raise ValueError(f"dense_layers must give the depths of three blocks, not {list(self.dense_layers)}.")
         if self.coverage_kernel_size % 2 == 0:
             raise ValueError(f"coverage_kernel_size {self.coverage_kernel_size} must be odd.")
+        if (numbers := self.score_calibration) is not None:
+            if set(numbers) != {"slope", "intercept"} or not all(map(math.isfinite, numbers.values())):
+                raise ValueError(f"score_calibration must give a finite slope and intercept, not {numbers}.")
+            if not numbers["slope"] > 0:
+                raise ValueError(f"score_calibration must have a slope above 0, not {numbers['slope']}.")
 
 
 __all__ = ["CoMERConfig"]

@@ -48,6 +48,7 @@ class CoMERGenerateOutput(ModelOutput):
         forward_scores: (rows,) log-probability of the tokens and the stop, from the direction that found the sequence,
             divided by their number to the power of `length_penalty`.
         reverse_scores: (rows,) the same from the other direction; None for a single direction.
+        log_probabilities: (rows,) log-probability of the whole sequence, tokens and stop, mean of the directions.
         token_scores: (rows, length) log-probability of each token in the direction that found it, reading order.
         directions: per row "l2r" or "r2l", the direction that found it; "l2r" for what both found.
     """
@@ -56,6 +57,7 @@ class CoMERGenerateOutput(ModelOutput):
     sequences_scores: torch.FloatTensor | None = None
     forward_scores: torch.FloatTensor | None = None
     reverse_scores: torch.FloatTensor | None = None
+    log_probabilities: torch.FloatTensor | None = None
     token_scores: torch.FloatTensor | None = None
     directions: list[str] | None = None
 
@@ -405,11 +407,14 @@ class _Search:
         beyond |= missing[:, None]
         tokens = done.tokens[searches, places].gather(1, order).masked_fill(beyond, pad)
         token_scores = done.token_scores[searches, places].gather(1, order).masked_fill(beyond, 0)
+        directions = 2 if self.settings.direction == "joint" else 1
+        power = (done.lengths[searches, places] + 1) ** self.settings.length_penalty
         return CoMERGenerateOutput(
             sequences=tokens[:, :width],
             sequences_scores=totals.flatten(),
             forward_scores=done.scores[searches, places],
             reverse_scores=done.reverse[searches, places] if self.settings.direction == "joint" else None,
+            log_probabilities=totals.flatten() / directions * power,
             token_scores=token_scores[:, :width],
             directions=["r2l" if back else "l2r" for back in self.backwards[searches].tolist()],
         )
