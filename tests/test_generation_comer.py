@@ -5,7 +5,7 @@ import torch
 from comer_goldens import VARIANTS, build, golden, image
 from transformers import GenerationConfig
 
-from epigraph.models import generation_comer
+from epigraph.models import decoding_comer, generation_comer
 from epigraph.models.configuration_comer import CoMERConfig
 from epigraph.models.decoding_comer import CoMERCache, CoMERMemory, decode, score_sequences
 from epigraph.models.generation_comer import _Search, _Settings
@@ -335,6 +335,84 @@ def test_early_stopping_ends_sooner(model, batch, monkeypatch):
         assert search(model, **batch, max_length=60, early_stopping=early_stopping).sequences.any(1).all()
         counts.append(sum(steps))
     assert 0 < counts[2] <= counts[1] < counts[0]
+
+
+# ---------------------------------------------------------------------- attention and coverage
+
+
+def looked(model, encoded, which, tokens, backwards):
+    """Maps (tokens, height, width) in reading order, by the teacher-forced pass of one direction."""
+    written = tokens[::-1] if backwards else tokens
+    one = type(encoded)(encoded.last_hidden_state[which : which + 1], encoded.feature_mask[which : which + 1])
+    output = model(decoder_input_ids=torch.tensor([[EOS if backwards else BOS, *written]]), encoder_outputs=one)
+    maps = output.cross_attentions[-1][0].mean(0)[: len(tokens)].unflatten(-1, encoded.feature_mask.shape[1:])
+    return maps.flip(0) if backwards else maps
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["both", "both_3l"])
+@pytest.mark.parametrize("kind", ["exact", "official"])
+@pytest.mark.parametrize("chunk", [2**24, 1])
+def test_attentions_are_those_of_teacher_forcing(variant, kind, chunk, monkeypatch):
+    monkeypatch.setattr(decoding_comer, "_CHUNK_ELEMENTS", chunk)
+    tensors, _ = golden(variant)
+    model = build(variant, mask_padding=True)
+    model.lm_head.bias[PAD] = 5.0  # so that the official search writes pad tokens, too
+    encoded = model.encoder(tensors["img"], ~tensors["img_mask"])
+    settings = {"num_beams": 4, "num_return_sequences": 4, "max_length": 24, "search": kind}
+    output = search(model, encoder_outputs=encoded, output_attentions=True, output_coverage=True, **settings)
+    plain = search(model, encoder_outputs=encoded, **settings)
+    assert torch.equal(output.sequences, plain.sequences) and plain.cross_attentions is plain.coverages is None
+    assert output.cross_attentions.shape == output.coverages.shape
+    assert output.cross_attentions.shape == (8, output.sequences.shape[1], *encoded.feature_mask.shape[1:])
+    assert output.cross_attentions.dtype == torch.float32 and set(output.directions) == {"l2r", "r2l"}
+    for row, direction in enumerate(output.directions):
+        tokens = output.sequences[row].tolist() if kind == "official" else strip(output.sequences[row])
+        # Where the official search ended a reading with pad tokens, its length is not to be seen from the ids.
+        length = int(output.cross_attentions[row].sum((1, 2)).round().sum())
+        assert len(strip(output.sequences[row])) <= length <= len(tokens)
+        expected = looked(model, encoded, row // 4, tokens[:length], direction == "r2l")
+        torch.testing.assert_close(output.cross_attentions[row, :length], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(output.coverages[row, :length], expected.cumsum(0), atol=1e-4, rtol=1e-4)
+        assert not output.cross_attentions[row, length:].any() and not output.coverages[row, length:].any()
+        outside = ~encoded.feature_mask[row // 4]
+        assert not output.cross_attentions[row, :, outside].any()
+
+
+@pytest.mark.parametrize("direction", ["joint", "l2r", "r2l"])
+def test_attentions_do_not_depend_on_the_batch(model, batch, direction):
+    settings = {"direction": direction, "num_beams": 3, "num_return_sequences": 2, "max_length": 30}
+    settings |= {"output_attentions": True, "output_coverage": True}
+    together = search(model, **batch, **settings)
+    tensors, _ = golden("both")
+    for which in range(2):
+        alone = search(model, pixel_values=image(tensors, which), **settings)
+        length, height, width = alone.cross_attentions.shape[1:]
+        for name in ("cross_attentions", "coverages"):
+            padded = getattr(together, name)[2 * which : 2 * which + 2]
+            torch.testing.assert_close(getattr(alone, name), padded[:, :length, :height, :width], atol=1e-4, rtol=1e-3)
+            assert padded.sum().item() == pytest.approx(getattr(alone, name).sum().item(), rel=1e-4)
+
+
+def test_rows_without_a_reading_have_no_attention(model, batch):
+    asked = {"output_attentions": True, "output_coverage": True, "num_return_sequences": 3, "num_beams": 3}
+    empty = search(model, **batch, max_length=2, **asked)  # only the reading without any token fits
+    assert empty.cross_attentions.shape[:2] == (6, 1) and not empty.cross_attentions.any()
+    roles = {"open": 110, "close": 111, "scripts": [], "before_scripts": [], "one": [], "two": [], "root": []}
+    roles["banned"] = [token for token in range(113) if token != 74]  # leaves the readings "" and "74"
+    two = search(model, **batch, max_length=3, grammar=roles, **asked)
+    assert two.sequences_scores.isinf().view(2, 3).tolist() == [[False, False, True]] * 2
+    for maps in (two.cross_attentions, two.coverages):
+        torch.testing.assert_close(maps.sum((1, 2, 3)), (two.sequences == 74).float().sum(1))
+    assert two.coverages.any()
+    only = search(model, **batch, num_beams=2, max_length=9, output_coverage=True)
+    assert only.cross_attentions is None and only.coverages.any()
+
+
+@pytest.mark.parametrize("name", ["output_attentions", "output_coverage"])
+def test_attentions_need_the_dict(model, batch, name):
+    with pytest.raises(ValueError, match=f"{name} needs return_dict_in_generate=True"):
+        model.generate(**batch, **{name: True})
 
 
 # ---------------------------------------------------------------------- arguments

@@ -159,6 +159,12 @@ def decode(model, tokens: torch.LongTensor, memory: CoMERMemory, cache: CoMERCac
 
     Equal to the teacher-forced pass in evaluation mode; dropout is left out whatever the mode.
     """
+    hidden, _ = _decode(model, tokens, memory, cache)
+    return model.lm_head(hidden).float()
+
+
+def _decode(model, tokens, memory, cache) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (rows, new, hidden_size), and the last layer's refined attention (rows, heads, new, cells)."""
     decoder = model.decoder
     places = cache.append(tokens, model.config.pad_token_id)
     hidden = decoder.embed(tokens, places.start)
@@ -170,7 +176,41 @@ def decode(model, tokens: torch.LongTensor, memory: CoMERMemory, cache: CoMERCac
         output, weights = _cross_attention(layer, hidden, memory, cache, index, refinement, weights)
         hidden = layer.cross_attn_layer_norm(hidden + output)
         hidden = layer.final_layer_norm(hidden + layer.fc2(F.relu(layer.fc1(hidden))))
-    return model.lm_head(hidden).float()
+    return hidden, weights
+
+
+def _teacher_forced(model, memory, images, sequences, lengths, backwards, masks_padding):
+    """Runs given sequences through the decoder, some steps at a time, so that memory is bounded.
+
+    Args:
+        memory, images, sequences, lengths, backwards, masks_padding: see `score_sequences`.
+
+    Yields:
+        rows (going,) and steps (a slice) of what follows; hidden (going, new, hidden_size) and attention
+        (going, heads, new, cells), see `_decode`. A row goes on until its stop token is due.
+    """
+    config = model.config
+    first = torch.where(backwards, config.eos_token_id, config.bos_token_id)[:, None]
+    inputs = torch.cat([first, sequences], dim=1)
+    # The rows of an image are dealt out, one to each round, so that rounds can share its keys and values.
+    num_images = memory.keys.shape[1]
+    same = images[:, None] == torch.arange(num_images, device=images.device)
+    turn = same.cumsum(0).gather(1, images[:, None]).squeeze(1)
+    order = torch.argsort(turn * num_images + images)
+    cache = CoMERCache(model, memory, len(inputs), masks_padding)
+    read, start = memory.rows(images[order].tolist()), 0
+    while True:
+        room = _CHUNK_ELEMENTS // (len(order) * config.coverage_channels * memory.keys.shape[3])
+        stop = min(inputs.shape[1], start + max(1, room), start + 16)
+        yield order, slice(start, stop), *_decode(model, inputs[order, start:stop], read, cache)
+        start = stop
+        going = (lengths[order] >= start).nonzero().squeeze(1)
+        if not len(going):
+            return
+        if len(going) < len(order):
+            order = order[going]
+            cache.select(going)
+            read = memory.rows(images[order].tolist())
 
 
 def score_sequences(model, memory, images, sequences, lengths, backwards, masks_padding=False, temperature=1.0):
@@ -189,35 +229,37 @@ def score_sequences(model, memory, images, sequences, lengths, backwards, masks_
     """
     config = model.config
     rows, length = sequences.shape
-    first = torch.where(backwards, config.eos_token_id, config.bos_token_id)[:, None]
     last = torch.where(backwards, config.bos_token_id, config.eos_token_id)[:, None]
-    inputs = torch.cat([first, sequences], dim=1)
     targets = F.pad(sequences, (0, 1), value=config.pad_token_id).scatter(1, lengths[:, None], last)
     counts = torch.arange(length + 1, device=sequences.device) <= lengths[:, None]
     counts &= targets != config.pad_token_id
-
-    # The rows of an image are dealt out, one to each round, so that rounds can share its keys and values.
-    num_images = memory.keys.shape[1]
-    same = images[:, None] == torch.arange(num_images, device=images.device)
-    turn = same.cumsum(0).gather(1, images[:, None]).squeeze(1)
-    order = torch.argsort(turn * num_images + images)
     log_probs = torch.zeros(rows, length + 1, device=sequences.device)
-    cache = CoMERCache(model, memory, rows, masks_padding)
-    read, start = memory.rows(images[order].tolist()), 0
-    while True:
-        room = _CHUNK_ELEMENTS // (len(order) * config.coverage_channels * memory.keys.shape[3])
-        stop = min(length + 1, start + max(1, room), start + 16)
-        logits = decode(model, inputs[order, start:stop], read, cache)
-        found = (logits / temperature).log_softmax(-1).gather(-1, targets[order, start:stop, None]).squeeze(-1)
-        log_probs[order, start:stop] = found * counts[order, start:stop]
-        start = stop
-        going = (lengths[order] >= start).nonzero().squeeze(1)
-        if not len(going):
-            return log_probs
-        if len(going) < len(order):
-            order = order[going]
-            cache.select(going)
-            read = memory.rows(images[order].tolist())
+    run = _teacher_forced(model, memory, images, sequences, lengths, backwards, masks_padding)
+    for going, steps, hidden, _ in run:
+        logits = model.lm_head(hidden).float() / temperature
+        found = logits.log_softmax(-1).gather(-1, targets[going, steps, None]).squeeze(-1)
+        log_probs[going, steps] = found * counts[going, steps]
+    return log_probs
 
 
-__all__ = ["CoMERCache", "CoMERMemory", "decode", "score_sequences"]
+def attend_sequences(model, memory, images, sequences, lengths, backwards, masks_padding=False) -> torch.Tensor:
+    """Where the last layer looks as it writes each token of given sequences: its refined attention, mean of the heads.
+
+    Args:
+        memory, images, sequences, lengths, backwards, masks_padding: see `score_sequences`.
+
+    Returns:
+        (rows, length, height, width) float32 on the grid of the features, in the order of `sequences`; each map sums
+        to 1, and is 0 after the last token.
+    """
+    rows, length = sequences.shape
+    maps = torch.zeros(rows, length, memory.keys.shape[3], device=sequences.device)
+    counts = torch.arange(length, device=sequences.device) < lengths[:, None]
+    run = _teacher_forced(model, memory, images, sequences, lengths, backwards, masks_padding)
+    for going, steps, _, attention in run:
+        kept = counts[going, steps]  # without the look for the stop token
+        maps[going, steps] = attention.mean(1)[:, : kept.shape[1]] * kept[..., None]
+    return maps.unflatten(-1, memory.feature_mask.shape[1:])
+
+
+__all__ = ["CoMERCache", "CoMERMemory", "attend_sequences", "decode", "score_sequences"]

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from .decoding_comer import CoMERCache, CoMERMemory, decode, score_sequences
+from .decoding_comer import CoMERCache, CoMERMemory, attend_sequences, decode, score_sequences
 from .grammar_comer import CoMERGrammar, grammar_from_vocabulary
 
 _DEFAULTS = {
@@ -51,6 +51,13 @@ class CoMERGenerateOutput(ModelOutput):
         log_probabilities: (rows,) log-probability of the whole sequence, tokens and stop, mean of the directions.
         token_scores: (rows, length) log-probability of each token in the direction that found it, reading order.
         directions: per row "l2r" or "r2l", the direction that found it; "l2r" for what both found.
+        cross_attentions: with `output_attentions`, (rows, length, height, width) float32: where on the grid of the
+            features the last decoder layer looked as it wrote each token in the direction that found the sequence.
+            Refined attention, mean of the heads, in reading order; each map sums to 1, and is 0 without a token.
+        coverages: with `output_coverage`, of the same shape: `cross_attentions` summed over the tokens up to and with
+            this one, in reading order. A map sums to the number of those tokens, and is 0 where there is no token. For
+            an "r2l" sequence the model itself had by then seen what comes after; the penalties that it subtracts are
+            `CoMEROutput.coverages`.
     """
 
     sequences: torch.LongTensor | None = None
@@ -60,6 +67,8 @@ class CoMERGenerateOutput(ModelOutput):
     log_probabilities: torch.FloatTensor | None = None
     token_scores: torch.FloatTensor | None = None
     directions: list[str] | None = None
+    cross_attentions: torch.FloatTensor | None = None
+    coverages: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -74,6 +83,8 @@ class _Settings:
     temperature: float
     early_stopping: bool | str
     num_return_sequences: int
+    output_attentions: bool = False
+    output_coverage: bool = False
 
     def __post_init__(self):
         if self.direction not in ("joint", "l2r", "r2l"):
@@ -407,6 +418,11 @@ class _Search:
         beyond |= missing[:, None]
         tokens = done.tokens[searches, places].gather(1, order).masked_fill(beyond, pad)
         token_scores = done.token_scores[searches, places].gather(1, order).masked_fill(beyond, 0)
+        attentions = coverages = None
+        if self.settings.output_attentions or self.settings.output_coverage:
+            attentions = self._attentions(searches, places, ~missing, width)
+        if self.settings.output_coverage:
+            coverages = attentions.cumsum(1) * ~beyond[:, :width, None, None]
         directions = 2 if self.settings.direction == "joint" else 1
         power = (done.lengths[searches, places] + 1) ** self.settings.length_penalty
         return CoMERGenerateOutput(
@@ -417,7 +433,32 @@ class _Search:
             log_probabilities=totals.flatten() / directions * power,
             token_scores=token_scores[:, :width],
             directions=["r2l" if back else "l2r" for back in self.backwards[searches].tolist()],
+            cross_attentions=attentions if self.settings.output_attentions else None,
+            coverages=coverages,
         )
+
+    def _attentions(self, searches, places, found, width):
+        """Maps (rows, width, ...) in reading order of hypotheses (searches[i], places[i]), 0 where not `found`.
+
+        They are read once more: to keep the maps of all beams at each step of the search would cost far more.
+        """
+        done, cells = self.done, self.memory.feature_mask.shape[1:]
+        maps = torch.zeros(len(searches), width, *cells, device=self.device)
+        if not found.any():
+            return maps
+        rows, columns = searches[found], places[found]
+        written = attend_sequences(
+            self.model,
+            self.memory,
+            self.image_of[rows],
+            done.tokens[rows, columns][:, :width],
+            done.lengths[rows, columns],
+            self.backwards[rows],
+            self.settings.official,
+        )
+        order = done.reading_order(self.backwards)[rows, columns][:, :width]
+        maps[found] = written[torch.arange(len(rows), device=self.device)[:, None], order]
+        return maps
 
 
 class CoMERGenerationMixin(GenerationMixin):
@@ -434,6 +475,8 @@ class CoMERGenerationMixin(GenerationMixin):
         search: str | None = None,
         grammar: bool | dict | None = None,
         return_dict_in_generate: bool | None = None,
+        output_attentions: bool | None = None,
+        output_coverage: bool | None = None,
         **kwargs,
     ) -> torch.LongTensor | CoMERGenerateOutput:
         r"""Reads formulas from images.
@@ -451,6 +494,7 @@ class CoMERGenerationMixin(GenerationMixin):
             grammar: of the exact search: False for none, or roles as from `grammar_from_vocabulary` in place of
                 `config.grammar`.
             return_dict_in_generate: give all scores.
+            output_attentions, output_coverage: give where the model looked too; with `return_dict_in_generate` only.
             num_beams, length_penalty, temperature, num_return_sequences: as in transformers; defaults 10, 1.0, 1.0, 1.
             max_length: tokens of a reading with its start and stop token, default 200; `max_new_tokens` = one less.
             early_stopping: as in transformers. False (default) ends a search when no running beam, at its present
@@ -464,9 +508,9 @@ class CoMERGenerationMixin(GenerationMixin):
         Raises:
             ValueError: for arguments that CoMER does not know or that contradict each other, for images that hold NaN.
         """
-        settings, return_dict = self._generation_settings(
-            generation_config, kwargs, {"direction": direction, "search": search}, return_dict_in_generate
-        )
+        named = {"direction": direction, "search": search}
+        named |= {"output_attentions": output_attentions, "output_coverage": output_coverage}
+        settings, return_dict = self._generation_settings(generation_config, kwargs, named, return_dict_in_generate)
         if encoder_outputs is None:
             if pixel_values is None:
                 raise ValueError("generate() needs pixel_values or encoder_outputs.")
@@ -513,9 +557,14 @@ class CoMERGenerationMixin(GenerationMixin):
             direction=setting("direction", "joint"),
             search=setting("search", "exact"),
             max_length=length,
+            output_attentions=setting("output_attentions", False),
+            output_coverage=setting("output_coverage", False),
             **{name: setting(name) for name in _DEFAULTS if name != "max_length"},
         )
         return_dict = setting("return_dict_in_generate", False) if return_dict is None else return_dict
+        for name in ("output_attentions", "output_coverage"):
+            if getattr(settings, name) and not return_dict:
+                raise ValueError(f"{name} needs return_dict_in_generate=True; token ids alone have no place for maps.")
         unknown = sorted(given.keys() - _IGNORED)
         if unknown:
             raise ValueError(f"CoMER's generate() does not take {', '.join(unknown)}.")
