@@ -48,6 +48,16 @@ def exprate(predictions: Sequence[str], references: Sequence[str], max_errors: i
     return sum(token_errors(*pair) <= max_errors for pair in pairs) / len(pairs)
 
 
+def token_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Token errors of a whole set, per token of its references: above 1 where more is wrong than there was to read.
+
+    Raises:
+        ValueError: the lists differ in length or are empty.
+    """
+    pairs = _pairs(predictions, references)
+    return sum(token_errors(*pair) for pair in pairs) / max(1, sum(len(text.split()) for _, text in pairs))
+
+
 def exprate_symlg(predictions: Sequence[str], references: Sequence[str], max_errors: int = 0) -> float:
     """Share of formulas with at most ``max_errors`` label errors under symLG (``ExpRate`` and ``<= k`` of CROHME).
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
+from .adapters import base_of, is_adapter, merge_adapter
 from .calibration import probability
 from .data.ink import Ink, as_strokes, read_inkml, read_json, render
 
@@ -148,6 +149,8 @@ def read(
             raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
         _check_task(task, model.config.model_type, model.name_or_path or "the model")
         processor = processor or _load_processor(model.name_or_path)
+        if len(processor.tokenizer) < model.config.vocab_size:
+            raise ValueError("the model writes symbols that its processor lacks; pass the one saved with its adapter.")
     else:
         model, loaded = load(model, task, device, dtype)
         processor = processor or loaded
@@ -291,6 +294,8 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_task(task)
     folder = checkpoint_folder(model, task)
+    if is_adapter(folder):
+        return _load_adapter(folder, task, device, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -309,8 +314,25 @@ def load(
             f"{model or folder}: its weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}; save the model again with save_pretrained."
         )
+    return _on_device(loaded, device), _load_processor(folder)
+
+
+def _load_adapter(folder: Path, task: str | None, device, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """`load` for an adapter: its base model with the adapter merged in, and the adapter's own processor."""
+    name, processor = base_of(folder), _load_processor(folder)
     try:
-        return loaded.eval().to(device), _load_processor(folder)
+        base = checkpoint_folder(name)
+        if is_adapter(base):
+            raise ValueError(f"{name} is an adapter, too; merge that one first.")
+        model, _ = load(base, task, "cpu", dtype)
+    except ValueError as error:
+        raise ValueError(f"{folder}: its base model cannot be loaded: {error}") from None
+    return _on_device(merge_adapter(model, folder, processor.tokenizer.get_vocab()), device), processor
+
+
+def _on_device(model: PreTrainedModel, device) -> PreTrainedModel:
+    try:
+        return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!s} cannot be used ({_first_line(error)}).") from None
 
@@ -338,7 +360,7 @@ def checkpoint_folder(model: str | Path | None = None, task: str | None = None) 
     name = str(model) if model is not None else default_checkpoint(task or "maths")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() and not is_adapter(folder):
             raise ValueError(f"{name}: no config.json in this folder; name one that save_pretrained wrote.")
         return folder
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or folder.parent.is_dir():

@@ -32,15 +32,11 @@ _CHOICES = {
 
 
 @dataclass
-class PretrainArguments:
-    """What a recipe may say. On the command line dictionaries are JSON."""
+class LoopArguments:
+    """What the training loop and its data take."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
     train_data: str = field(metadata={"help": "Parquet file or folder in the formula schema; ${VARIABLES} expand."})
-    model: str = field(
-        default="{}", metadata={"help": "Configuration with its model_type, or a folder to go on from."}
-    )
-    processor: str = field(default="{}", metadata={"help": "Settings of a new processor."})
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_data: str | None = field(default=None, metadata={"help": "Data for model selection; never the test set."})
     eval_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
@@ -73,28 +69,44 @@ class PretrainArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
     def __post_init__(self):
-        for name in ("model", "processor", "augmentation"):
-            value = getattr(self, name)
-            if isinstance(value, str) and value.lstrip().startswith("{"):
-                setattr(self, name, json.loads(value))
-        if isinstance(self.model, dict) and "model_type" not in self.model:
-            raise ValueError("model needs a model_type, or is the folder of a model to go on from.")
+        self.augmentation = parsed(self.augmentation)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+
+
+@dataclass
+class PretrainArguments(LoopArguments):
+    """Train a model from a recipe. On the command line dictionaries are JSON."""
+
+    model: str = field(
+        default="{}", metadata={"help": "Configuration with its model_type, or a folder to go on from."}
+    )
+    processor: str = field(default="{}", metadata={"help": "Settings of a new processor."})
+
+    def __post_init__(self):
+        self.model, self.processor = parsed(self.model), parsed(self.processor)
+        if isinstance(self.model, dict) and "model_type" not in self.model:
+            raise ValueError("model needs a model_type, or is the folder of a model to go on from.")
+        super().__post_init__()
+
+
+def parsed(value):
+    """A dictionary written as JSON on the command line; anything else as it is."""
+    return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run."""
 
 
-def parse_recipe(argv: list[str], arguments: type = PretrainArguments):
+def parse_recipe(argv: list[str], arguments: type[LoopArguments] = PretrainArguments):
     """Arguments of a recipe file, overridden by those of the command line.
 
     Raises:
         RecipeError: no such file, not a mapping, an unknown key, a value that cannot be.
     """
-    parser = HfArgumentParser(arguments, description=__doc__.splitlines()[0])
+    parser = HfArgumentParser(arguments, description=arguments.__doc__)
     parser.add_argument("--recipe", help="YAML file of the arguments below.")
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe")
@@ -142,19 +154,22 @@ class Progress:
     loss_steps: int = 0
 
 
-def build_optimizer(model: torch.nn.Module, args: PretrainArguments) -> torch.optim.Optimizer:
-    """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything."""
+def build_optimizer(model: torch.nn.Module, args: LoopArguments) -> torch.optim.Optimizer:
+    """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything.
+
+    Parameters that need no gradient are left out.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if args.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay)
+        return torch.optim.SGD(parameters, lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    parameters = list(model.parameters())
     decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
     plain = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
 
 
-def learning_rate_factor(step: int, args: PretrainArguments) -> float:
+def learning_rate_factor(step: int, args: LoopArguments) -> float:
     """Linear warm-up, a constant rate, and a linear fall over the last `decay_steps`."""
     rise = min(1.0, (step + 1) / max(1, args.warmup_steps))
     fall = min(1.0, (args.max_steps - step) / max(1, args.decay_steps))
@@ -209,6 +224,12 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def refuse_existing(args: LoopArguments) -> None:
+    """Raise `RecipeError` where a run would overwrite another."""
+    if checkpoints(Path(args.output_dir)) and not args.resume:
+        raise RecipeError(f"{args.output_dir} already holds checkpoints; add --resume, or choose another output_dir.")
+
+
 def keep_until(metrics_file: Path, step: int) -> None:
     """Drop what a killed run logged after the checkpoint that is resumed: it is logged again."""
     if not metrics_file.exists():
@@ -228,7 +249,7 @@ def keep_until(metrics_file: Path, step: int) -> None:
 class _Run:
     """What a training run holds: the model and its average, the optimiser, where it stands, and where it writes."""
 
-    def __init__(self, model, args: PretrainArguments, save_extra):
+    def __init__(self, model, args: LoopArguments, save_extra):
         from accelerate import Accelerator, DistributedType
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -269,10 +290,8 @@ class _Run:
 
     def load(self) -> None:
         """Go on from the newest checkpoint if the recipe says so."""
-        existing = checkpoints(self.folder)
-        if existing and not self.args.resume:
-            raise RecipeError(f"{self.folder} already holds checkpoints; add --resume, or choose another output_dir.")
-        if existing:
+        refuse_existing(self.args)
+        if existing := checkpoints(self.folder):
             self.accelerator.load_state(str(existing[-1]))
             vars(self.progress).update(json.loads((existing[-1] / "progress.json").read_text()))
             if self.average is not None:
@@ -406,7 +425,7 @@ class _Run:
         progress.loss_steps += 1
 
 
-def train(model, loader, args: PretrainArguments, evaluate=None, save_extra=None) -> Progress:
+def train(model, loader, args: LoopArguments, evaluate=None, save_extra=None) -> Progress:
     """Trains `model` in place.
 
     Args:
@@ -470,12 +489,25 @@ def _refuse_unknown(name: str, values: dict, known) -> None:
         raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
 
 
+def formula_loader(rows, processor, args: LoopArguments):
+    """The `loader` of `train` over rows of the formula schema, varied and cut into batches as `args` say."""
+    from .data.collate import FormulaBatches, FormulaDataset, FormulaLoader
+    from .data.ink import InkAugmentation
+
+    _refuse_unknown("augmentation", args.augmentation, InkAugmentation.__dataclass_fields__)
+    augmentation = InkAugmentation(**args.augmentation) if args.augmentation else None
+    dataset = FormulaDataset(rows, augmentation, args.seed)
+    lengths = [len(text.split()) for text in dataset.texts]
+    zoom = tuple(args.zoom) if augmentation is not None else (1.0, 1.0)
+    limits = (args.batch_size, args.max_pixels, args.max_label_length, args.max_image_pixels)
+    batches = FormulaBatches(dataset.sizes(), lengths, *limits, args.seed, zoom)
+    return FormulaLoader(dataset, batches, processor, args.num_workers)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Trains what a recipe says; see `PretrainArguments`."""
     import epigraph  # noqa: F401  registers the Auto classes
 
-    from .data.collate import FormulaBatches, FormulaDataset, FormulaLoader
-    from .data.ink import InkAugmentation
     from .data.readers import load_formulas, normalise_labels
     from .models.grammar_comer import grammar_from_vocabulary
     from .models.image_processing import TextImageProcessorKwargs
@@ -484,7 +516,6 @@ def main(argv: list[str] | None = None) -> None:
 
     args = parse_recipe(sys.argv[1:] if argv is None else argv)
     set_seed(args.seed)
-    _refuse_unknown("augmentation", args.augmentation, InkAugmentation.__dataclass_fields__)
     _refuse_unknown("processor", args.processor, TextImageProcessorKwargs.__annotations__)
     if isinstance(args.model, dict):
         settings = dict(args.model)
@@ -501,18 +532,11 @@ def main(argv: list[str] | None = None) -> None:
 
     vocabulary = processor.tokenizer.get_vocab()
     rows, _ = normalise_labels(load_formulas(args.train_data, args.train_split), vocabulary)
-    augmentation = InkAugmentation(**args.augmentation) if args.augmentation else None
-    dataset = FormulaDataset(rows, augmentation, args.seed)
-    lengths = [len(text.split()) for text in dataset.texts]
-    zoom = tuple(args.zoom) if augmentation is not None else (1.0, 1.0)
-    limits = (args.batch_size, args.max_pixels, args.max_label_length, args.max_image_pixels)
-    batches = FormulaBatches(dataset.sizes(), lengths, *limits, args.seed, zoom)
+    loader = formula_loader(rows, processor, args)
     evaluate = None
     if args.eval_data:
         # Not normalised: a label that the vocabulary cannot write counts as wrong.
         evaluate = reading_evaluation(load_formulas(args.eval_data, args.eval_split), processor, args.eval_limit)
-
-    loader = FormulaLoader(dataset, batches, processor, args.num_workers)
     train(model, loader, args, evaluate, processor.save_pretrained)
 
 

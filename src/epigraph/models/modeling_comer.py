@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import cached_file
 
 from .configuration_comer import CoMERConfig
 from .generation_comer import CoMERGenerationMixin
+from .grammar_comer import grammar_from_vocabulary
 from .modeling_comer_encoder import (
     CoMERBatchNorm,
     CoMEREncoder,
@@ -316,6 +319,31 @@ class CoMERForConditionalGeneration(CoMERPreTrainedModel, CoMERGenerationMixin):
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
+
+    def widen_vocabulary(self, vocabulary: dict[str, int]):
+        """Makes room for the tokens that follow those the model has, and takes their grammar into the configuration.
+
+        Args:
+            vocabulary: token to id; tokens that the model knows keep their ids.
+        """
+        if len(vocabulary) > self.config.vocab_size:
+            self.resize_token_embeddings(len(vocabulary), mean_resizing=False)
+            self.config.grammar = grammar_from_vocabulary(vocabulary)
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """As in transformers, after widening the vocabulary to that of a tokenizer stored with the adapter.
+
+        An adapter that was trained with new symbols holds embeddings for them, which the base model has no room for.
+        """
+        load_config = kwargs.get("load_config")
+        where = {**(load_config.download_kwargs if load_config else {}), **(kwargs.get("adapter_kwargs") or {})}
+        known = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+        where = {name: value for name, value in where.items() if name in known}
+        if peft_model_id is not None:
+            file = cached_file(peft_model_id, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **where)
+            if file is not None:
+                self.widen_vocabulary(PreTrainedTokenizerFast(tokenizer_file=file).get_vocab())
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     def bidirectional_targets(self, labels: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Inputs and targets of both directions, each (2 * batch, length + 1): left to right first.
