@@ -1,29 +1,158 @@
 """Scores that mean something: from the log-probability of a reading to the probability that it is right.
 
-A network's probabilities say too little or too much; two numbers, fitted on formulas that the model was not trained
-on, mend that (Platt, 1999). They stand in `config.score_calibration` and so travel with the weights.
+A network's probabilities say too little or too much. A straight line through their log-odds mends that (Platt,
+"Probabilistic outputs for support vector machines", 1999): its slope and intercept are fitted on formulas that the
+model was not trained on, stand in `config.score_calibration`, and so travel with the weights.
 """
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+
+BINS = 10
+THRESHOLDS = (0.5, 0.8, 0.9)
+_CERTAIN = -1e-12  # a log-probability of 0, which rounding gives, would have infinite log-odds
 
 
-def probability(log_probability: float, calibration: dict[str, float] | None) -> float:
-    """The probability that a reading is right, in 0..1.
+def probabilities(log_probabilities: Sequence[float], calibration: dict[str, float] | None) -> np.ndarray:
+    """The probability that a reading is right, in 0..1, for each of the readings.
 
     Args:
-        log_probability: natural logarithm of what the model itself gives to the whole reading.
-        calibration: `slope` and `intercept` of the logistic function of it; None for the model's own probability.
+        log_probabilities: natural logarithms of what the model itself gives to the whole readings, at most 0.
+        calibration: what `fit` gave; None for the model's own probabilities.
     """
-    if calibration is None:
-        return math.exp(min(log_probability, 0.0))
-    return _logistic(calibration["intercept"] + calibration["slope"] * log_probability)
+    line = calibration or {"slope": 1.0, "intercept": 0.0}
+    return _logistic(line["slope"] * _log_odds(log_probabilities) + line["intercept"])
 
 
-def _logistic(value: float) -> float:
-    """1 / (1 + exp(-value)), which does not overflow."""
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    return math.exp(value) / (1 + math.exp(value))
+def fit(log_probabilities: Sequence[float], right: Sequence[bool]) -> dict[str, float]:
+    """The `slope` and `intercept` of the log-odds that make `right` most likely.
+
+    As in Platt's paper, the targets stand a little off 0 and 1 (by one more example of each kind), so that readings
+    that can be told apart without error give no infinite slope.
+
+    Raises:
+        ValueError: nothing is right, nothing is wrong, or what the model finds likely is not right more often.
+    """
+    right = np.asarray(right, dtype=bool)
+    if right.all() or not right.any():
+        raise ValueError(
+            f"{right.sum()} of {len(right)} readings are right; a calibration needs right ones and wrong ones, "
+            "so give it more data."
+        )
+    inputs = np.stack([_log_odds(log_probabilities), np.ones(len(right))], axis=1)
+    targets = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+    line = np.array([0.0, math.log(right.sum() / (~right).sum())])
+    for _ in range(100):  # Newton's method; the likelihood is concave, and the steps are halved where they overshoot
+        found = _logistic(inputs @ line)
+        curvature = (inputs * (found * (1 - found))[:, None]).T @ inputs
+        step = np.linalg.lstsq(curvature, inputs.T @ (targets - found), rcond=None)[0]
+        before = _likelihood(inputs @ line, targets)
+        while _likelihood(inputs @ (line + step), targets) < before and np.abs(step).max() > 1e-10:
+            step /= 2
+        line = line + step
+        if np.abs(step).max() < 1e-9:
+            break
+    slope, intercept = line.tolist()
+    if not slope > 0:
+        raise ValueError("what the model finds likely is not right more often than the rest, so no score can tell.")
+    return {"slope": slope, "intercept": intercept}
 
 
-__all__ = ["probability"]
+def cross_validated(log_probabilities: Sequence[float], right: Sequence[bool], folds: int = 10) -> np.ndarray:
+    """The probability of each reading by a calibration that was fitted on the other folds.
+
+    Raises:
+        ValueError: as `fit`.
+    """
+    log_probabilities, right = np.asarray(log_probabilities), np.asarray(right, dtype=bool)
+    fold_of = np.random.default_rng(0).permutation(len(right)) % folds
+    found = np.empty(len(right))
+    for fold in np.unique(fold_of):
+        held_out = fold_of == fold
+        calibration = fit(log_probabilities[~held_out], right[~held_out])
+        found[held_out] = probabilities(log_probabilities[held_out], calibration)
+    return found
+
+
+def reliability(scores: Sequence[float], right: Sequence[bool]) -> dict:
+    """How far scores say how often readings are right.
+
+    Args:
+        scores: probabilities in 0..1, at least one.
+        right: whether the reading is.
+
+    Returns:
+        `n`; `log_loss` (in nats), `brier` (mean squared error of the score) and `ece` (expected calibration error:
+        mean distance of score and share right over the bins), all better when lower; `auroc`, the probability that a
+        right reading has a higher score than a wrong one, None where there are only right or only wrong ones; `bins`
+        of equal width without the empty ones: `bin`, `n`, mean `score`, share `right`; and `at_least`: for each
+        threshold of the `score`, the `coverage` (share of readings that reach it), their `n` and `exprate` (None
+        where there are none).
+    """
+    scores, right = np.asarray(scores, dtype=float), np.asarray(right, dtype=bool)
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    bins = [
+        {
+            "bin": f"{index / BINS:.1f}-{(index + 1) / BINS:.1f}",
+            "n": int((place == index).sum()),
+            "score": scores[place == index].mean().item(),
+            "right": right[place == index].mean().item(),
+        }
+        for index in np.unique(place).tolist()
+    ]
+    chosen = {threshold: right[scores >= threshold] for threshold in THRESHOLDS}
+    return {
+        "n": len(scores),
+        **losses(scores, right),
+        "auroc": _auroc(scores, right),
+        "bins": bins,
+        "at_least": [
+            {
+                "score": threshold,
+                "coverage": len(kept) / len(scores),
+                "n": len(kept),
+                "exprate": kept.mean().item() if len(kept) else None,
+            }
+            for threshold, kept in chosen.items()
+        ],
+    }
+
+
+def losses(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """`log_loss`, `brier` and `ece` of `reliability`."""
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(place, weights=scores - right, minlength=BINS)  # n of the bin times its distance
+    given = np.where(right, scores, 1 - scores).clip(1e-12)
+    return {
+        "log_loss": -np.log(given).mean().item(),
+        "brier": ((scores - right) ** 2).mean().item(),
+        "ece": np.abs(gaps).sum().item() / len(scores),
+    }
+
+
+def _auroc(scores: np.ndarray, right: np.ndarray) -> float | None:
+    """Ties count half."""
+    if right.all() or not right.any():
+        return None
+    below = np.searchsorted(np.sort(scores[~right]), scores[right], "left")
+    up_to = np.searchsorted(np.sort(scores[~right]), scores[right], "right")
+    return ((below + up_to) / 2).mean().item() / (~right).sum().item()
+
+
+def _log_odds(log_probabilities) -> np.ndarray:
+    logs = np.minimum(np.asarray(log_probabilities, dtype=float), _CERTAIN)
+    return logs - np.log(-np.expm1(logs))
+
+
+def _logistic(values: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(values))  # never overflows
+    return np.where(values >= 0, 1, small) / (1 + small)
+
+
+def _likelihood(values: np.ndarray, targets: np.ndarray) -> float:
+    return -(np.logaddexp(0, values) - targets * values).sum().item()
+
+
+__all__ = ["cross_validated", "fit", "losses", "probabilities", "reliability"]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
+from .calibration import reliability
 from .data.latex import is_valid
-from .hub import METRIC_NAMES, metrics_table, shown, weights_sha256
+from .hub import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
 from .metrics import formula_breakdowns, formula_metrics
 from .reading import FormulaReading, checkpoint_folder, load, read_all
 
@@ -132,7 +133,7 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
         "weights_sha256": weights_sha256(folder),
         "data_sha256": data_sha256(expand_path(arguments.data)),
         "rows": _rows(dataset, measured["readings"], arguments),
-        "breakdowns": _breakdowns(dataset, measured["readings"]),
+        "breakdowns": _breakdowns(dataset, measured["readings"], model.config.score_calibration),
     }
 
 
@@ -188,12 +189,18 @@ def _rows(dataset: "Dataset", readings: list[FormulaReading], arguments: Evaluat
     ]
 
 
-def _breakdowns(dataset: "Dataset", readings: list[FormulaReading]) -> dict:
-    """By length and depth; and what went wrong apart from misreading."""
+def _breakdowns(dataset: "Dataset", readings: list[FormulaReading], calibration: dict | None) -> dict:
+    """By length, depth and score; and what went wrong apart from misreading."""
     predictions = [reading.text for reading in readings]
+    scored = [
+        (reading.score, reading.text.split() == text.split())
+        for reading, text in zip(readings, dataset["text"])
+        if reading.score is not None
+    ]
     errors = [reading.error for reading in readings if reading.error]
     return {
         **formula_breakdowns(predictions, dataset["text"][:]),
+        "reliability": {"calibration": calibration, **reliability(*zip(*scored))} if scored else None,
         "unbalanced": {"value": _unbalanced(predictions), "n": len(predictions)},
         "unreadable": {"value": len(errors) / len(readings), "n": len(readings), "first": errors[:10]},
     }
@@ -270,6 +277,7 @@ def summary(results: dict) -> str:
         for row in breakdowns[name]:
             lines.append(f"| {row['bin']} | {row['n']} | {' | '.join(shown(m, row[m]) for m in names)} |")
         lines.append("")
+    lines += [reliability_table(results), ""]
     lines.append(f"not well-formed: {100 * breakdowns['unbalanced']['value']:.2f} %")
     unreadable = breakdowns["unreadable"]
     if unreadable["first"]:

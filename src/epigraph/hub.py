@@ -89,11 +89,31 @@ def metrics_table(results: dict) -> str:
     return "\n".join(table)
 
 
+def reliability_table(results: dict) -> str:
+    """Markdown: how often readings were right by their score; "" for results without scores, as older ones are."""
+    found = results.get("breakdowns", {}).get("reliability")
+    if not found:
+        return ""
+    table = ["| score | n | mean score | right |", "|---|---:|---:|---:|"]
+    for row in found["bins"]:
+        table.append(f"| {row['bin']} | {row['n']} | {100 * row['score']:.1f} % | {100 * row['right']:.1f} % |")
+    table += ["", "| readings with a score of at least | share of all | ExpRate |", "|---|---:|---:|"]
+    for row in found["at_least"]:
+        rate = "" if row["exprate"] is None else f"{100 * row['exprate']:.1f} %"
+        table.append(f"| {row['score']} | {100 * row['coverage']:.1f} % | {rate} |")
+    auroc = "" if found["auroc"] is None else f", AUROC {found['auroc']:.3f}"
+    scores = "calibrated" if found["calibration"] else "not calibrated"
+    table += ["", f"Scores ({scores}): log-loss {found['log_loss']:.4f}, Brier {found['brier']:.4f}, "
+                  f"ECE {found['ece']:.4f}{auroc}."]  # fmt: skip
+    return "\n".join(table)
+
+
 def results_section(results: dict) -> str:
-    """The metrics table with the command, weights, data and versions that produced it."""
+    """The tables of metrics and of scores with the command, weights, data and versions that produced them."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    tables = [table for table in (metrics_table(results), reliability_table(results)) if table]
     return (
-        f"{metrics_table(results)}\n\nProduced by\n\n```bash\n{results['command']}\n```\n\n"
+        "\n\n".join(tables) + f"\n\nProduced by\n\n```bash\n{results['command']}\n```\n\n"
         f"Weights sha256 `{results['weights_sha256']}`; data sha256 `{results['data_sha256']}`; {versions}."
     )
 

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, 
 from transformers.utils import logging
 
 from .adapters import base_of, is_adapter, merge_adapter
-from .calibration import probability
+from .calibration import probabilities
 from .data.ink import Ink, as_strokes, read_inkml, read_json, render
 
 HUB_ORGANISATION = "epigraph"
@@ -47,6 +47,8 @@ IMAGE_FORMATS = {
 MAX_PIXELS = 64_000_000  # the largest phone cameras deliver 50 million; decoded, these take up to 256 MB
 MAX_SIDE = 4096  # larger images are reduced before they become floats; models read at most 1024 x 256 pixels
 WINDOW = 32  # batches whose images are sorted by size together, all of them in memory
+PICTURE_SIDE = 1024  # the longer side of the pictures that explanations lie over, at most
+MAP_SIDE = 256  # and of the maps themselves; the model looks at no more than 64 x 16 cells
 
 
 @dataclass
@@ -56,7 +58,8 @@ class Candidate:
     Attributes:
         text: LaTeX tokens separated by spaces.
         score: probability in 0..1 that all of it is right, by the checkpoint's `config.score_calibration`; of a
-            checkpoint without one, the probability that the model itself gives to the text.
+            checkpoint without one, the probability that the model itself gives to the text. A further candidate is
+            right only where those before it are wrong, so the scores of all candidates sum to 1 at most.
         log_probability: of the whole text, the stop token included; the mean of the directions that were read.
         forward_score: log-probability per token, the stop token included, in the direction that found the text.
         reverse_score: the same in the other direction; None where only one was read.
@@ -82,6 +85,12 @@ class FormulaReading:
             log-probability per token, so that a longer one may stand before a shorter one of higher score.
         doubtful: whether `score` is below the `min_score` that was asked for.
         error: one sentence that names the input and says why it could not be read; None where it was.
+        image: with `explain`, the input as a picture, upright, reduced where it is longer than 1024 pixels; ink as
+            black strokes on white. This and the following are no fields: `asdict` leaves them out.
+        attentions: with `explain`, (tokens, height, width) float32: where in `image` the model looked as it wrote each
+            token of `text`. Each map covers the whole picture, has its shape but at most 256 pixels along the longer
+            side, and sums to 1 (`TextProcessor.post_process_attention`).
+        coverages: with `explain`, the same summed up: all it had looked at, from the first token up to each.
     """
 
     name: str
@@ -91,6 +100,8 @@ class FormulaReading:
     n_best: list[Candidate] = field(default_factory=list)
     doubtful: bool = False
     error: str | None = None
+
+    image = attentions = coverages = None
 
 
 def read(
@@ -106,6 +117,7 @@ def read(
     processor: ProcessorMixin | None = None,
     n_best: int = 1,
     min_score: float | None = None,
+    explain: bool = False,
     progress: bool = False,
     **generation,
 ) -> FormulaReading | list[FormulaReading]:
@@ -128,6 +140,8 @@ def read(
         processor: needed for a loaded model that was not loaded from a folder or the Hub.
         n_best: readings per input.
         min_score: readings with a score below, a probability in 0..1, are marked as `doubtful`.
+        explain: also say where the model looked: `image`, `attentions` and `coverages` of each result, some megabytes
+            for each. For many inputs use `read_all`, and keep what you need.
         progress: show a progress bar on a terminal.
         generation: settings of the model's `generate`; for CoMER `search`, `direction`, `num_beams`, `max_length` ...
 
@@ -165,6 +179,7 @@ def read(
             progress=progress,
             n_best=n_best,
             min_score=min_score,
+            explain=explain,
             **generation,
         )
     )
@@ -198,6 +213,7 @@ def read_all(
     progress: bool = False,
     n_best: int = 1,
     min_score: float | None = None,
+    explain: bool = False,
     **generation,
 ) -> Iterator[FormulaReading]:
     """Read a stream of inputs with a loaded model; memory stays bounded however many there are.
@@ -205,7 +221,7 @@ def read_all(
     Args:
         inputs: see `read`; a sized iterable gives the progress bar its total.
         names: what to call each input in its result, in the same order.
-        task, batch_size, progress, n_best, min_score, generation: see `read`.
+        task, batch_size, progress, n_best, min_score, explain, generation: see `read`.
 
     Yields:
         One `FormulaReading` per input, in order. The model is in evaluation mode while it reads, and put back after.
@@ -217,21 +233,21 @@ def read_all(
     model.eval()
     bar = tqdm(total=total, desc="Reading", unit=" formulas", disable=None if progress else True)
     try:
-        while window := list(islice(numbered, WINDOW * batch_size)):
+        while window := list(islice(numbered, batch_size if explain else WINDOW * batch_size)):
             readings, ready = [], []
             for number, item in window:
                 name = next(names) if names is not None else _name_of(item, number)
                 readings.append(FormulaReading(name))
                 try:
-                    ready.append((len(readings) - 1, prepare(item, processor, task, name)))
+                    ready.append((len(readings) - 1, *_prepare(item, processor, task, name, explain)))
                 except ValueError as error:
                     readings[-1].error = str(error)
                     bar.update()
             ready.sort(key=lambda entry: entry[1].numel())
             for start in range(0, len(ready), batch_size):
-                places, pixels = zip(*ready[start : start + batch_size])
+                places, pixels, views = zip(*ready[start : start + batch_size])
                 batch = [readings[place] for place in places]
-                _generate(model, processor, batch, pixels, n_best, generation)
+                _generate(model, processor, batch, pixels, views if explain else None, n_best, generation)
                 for reading in batch:
                     reading.doubtful = None not in (min_score, reading.score) and reading.score < min_score
                 bar.update(len(batch))
@@ -241,10 +257,24 @@ def read_all(
         model.train(training)
 
 
+@dataclass
+class _View:
+    """An input as a picture, and where in it lie the pixels that the model sees (`TextImageProcessor`'s geometry)."""
+
+    picture: Image.Image
+    geometry: torch.Tensor
+
+
 def _generate(
-    model, processor, readings: list[FormulaReading], pixels: list[torch.Tensor], n_best: int, settings: dict
+    model,
+    processor,
+    readings: list[FormulaReading],
+    pixels: list[torch.Tensor],
+    views: list[_View] | None,
+    n_best: int,
+    settings: dict,
 ):
-    """Fill `readings` in with what the model reads in `pixels`, each (1, height, width)."""
+    """Fill `readings` in with what the model reads in `pixels`, each (1, height, width), and with where it looks."""
     height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
     padding = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in pixels]
     masks = [F.pad(torch.ones_like(image[0]), pad) for image, pad in zip(pixels, padding)]
@@ -253,17 +283,24 @@ def _generate(
         pixel_mask=torch.stack(masks).to(model.device),
         num_return_sequences=n_best,
         return_dict_in_generate=True,
+        output_attentions=views is not None,
+        output_coverage=views is not None,
         **settings,
     )
+    if views is not None:
+        _explain(processor, readings, views, output, n_best)
     texts = processor.decode_labels(output.sequences.tolist())
     forward = output.forward_scores.float().tolist()
     log_probabilities = output.log_probabilities.float().tolist()
+    found = probabilities(log_probabilities, model.config.score_calibration).tolist()
     reverse = [None] * len(forward) if output.reverse_scores is None else output.reverse_scores.float().tolist()
     for index, reading in enumerate(readings):
+        left = 1.0  # a further candidate can only be right where those before it are wrong
         for row in range(index * n_best, (index + 1) * n_best):
             if output.sequences_scores[row] == -math.inf:
                 break  # the search found no more
-            score = probability(log_probabilities[row], model.config.score_calibration)
+            score = left * found[row]
+            left -= score
             candidate = Candidate(texts[row], score, log_probabilities[row], forward[row], reverse[row])
             reading.n_best.append(candidate)
         if not reading.n_best:
@@ -272,6 +309,20 @@ def _generate(
         best = reading.n_best[0]
         reading.text, reading.score = best.text, best.score
         reading.token_scores = output.token_scores[index * n_best, : len(best.text.split())].float().tolist()
+
+
+def _explain(processor, readings: list[FormulaReading], views: list[_View], output, n_best: int):
+    """Fill in where the model looked as it wrote the best reading of each."""
+    geometry = torch.stack([view.geometry for view in views])
+    sizes = [(view.picture.height, view.picture.width) for view in views]
+    special = torch.tensor(processor.tokenizer.all_special_ids, device=output.sequences.device)
+    tokens = ~torch.isin(output.sequences[::n_best], special)
+    found = {}
+    for name, maps in (("attentions", output.cross_attentions), ("coverages", output.coverages)):
+        found[name] = processor.post_process_attention(maps[::n_best], geometry, sizes, max_side=MAP_SIDE)
+    for index, (reading, view) in enumerate(zip(readings, views)):
+        reading.image = view.picture
+        reading.attentions, reading.coverages = (maps[index][tokens[index].cpu()] for maps in found.values())
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -410,16 +461,50 @@ def prepare(item, processor: ProcessorMixin, task: str | None = None, name: str 
     Raises:
         ValueError: it cannot be read; one sentence that names it.
     """
-    name = name or _name_of(item, 1)
-    image = to_image(item, name, task)
+    return _prepare(item, processor, task, name or _name_of(item, 1))[0]
+
+
+def _prepare(
+    item, processor: ProcessorMixin, task: str | None, name: str, explain: bool = False
+) -> tuple[torch.Tensor, "_View | None"]:
+    """See `prepare`; with `explain` the input is also made a picture to look at."""
+    content = _open(item, name)
+    image = to_image(content, name, task)
     height, width = image.shape[-2:] if _is_channel_first(image) else _height_and_width(image)
     try:
         processor.image_processor.scale_factor(height, width)  # refuses before anything large is computed
         if isinstance(image, Image.Image) and max(image.size) > MAX_SIDE:
             image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
-        return processor(images=[image])["pixel_values"][0]
+        batch = processor(images=[image], return_geometry=True)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {str(error).removeprefix('Image 0 cannot be read: ')}") from None
+    return batch["pixel_values"][0], _view(content, image, batch["geometry"][0]) if explain else None
+
+
+def _view(content, image: Image.Image | np.ndarray, geometry: torch.Tensor) -> _View:
+    """What `explain` shows of an input: of ink, strokes drawn afresh, and finer than the model needs them."""
+    if isinstance(content, Ink):
+        finer = max(1, min(3, PICTURE_SIDE // max(image.size)))
+        picture = ImageOps.invert(render(content.strokes, 28.0 * finer, 3.0 * finer, 12 * finer))
+        factors = (finer, finer)
+    else:
+        picture = image if isinstance(image, Image.Image) else _picture(image)
+        size = picture.size
+        picture = picture.reduce(math.ceil(max(size) / PICTURE_SIDE))
+        factors = (picture.width / size[0], picture.height / size[1])
+    factors = torch.tensor([*factors, *(1 / factor for factor in factors)])
+    return _View(picture, geometry * factors)
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """An array that the processor takes, as it takes it: channels first or last, of any range."""
+    if _is_channel_first(pixels):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.dtype != np.uint8:
+        high = 65535 if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and pixels.max() > 255) else 255
+        pixels = np.asarray(pixels, np.float32) / (1 if pixels.max() <= 1 else high)
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
 
 
 def to_image(item, name: str, task: str | None = None) -> Image.Image | np.ndarray:

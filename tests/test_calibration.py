@@ -1,0 +1,220 @@
+"""Scores: the fit finds what made the data, the measures are what they say, and the tool changes one field."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from drawings import BAR, PLUS, STEPS, WAVE
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
+import epigraph
+from epigraph.calibration import cross_validated, fit, losses, probabilities, reliability
+from epigraph.hub import reliability_table
+from epigraph.models.configuration_comer import CoMERConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST = {"num_beams": 2, "max_length": 10}
+LINE = {"slope": 0.6, "intercept": 0.8}
+
+
+def readings(n, seed=0, line=LINE):
+    """Log-probabilities of readings, and whether each is right, drawn by the line."""
+    rng = np.random.default_rng(seed)
+    logs = -rng.exponential(3, n) - 0.01
+    return logs, rng.random(n) < probabilities(logs, line)
+
+
+def test_probabilities_are_the_logistic_function_of_the_log_odds():
+    for log in (-0.001, -0.7, -5.0, -40.0):
+        odds = math.log(math.exp(log) / (1 - math.exp(log)))
+        expected = 1 / (1 + math.exp(-(0.6 * odds + 0.8)))
+        assert probabilities([log], LINE)[0] == pytest.approx(expected, rel=1e-9)
+        assert probabilities([log], None)[0] == pytest.approx(math.exp(log), rel=1e-9), "the model's own"
+    with np.errstate(all="raise", under="ignore"):
+        edges = probabilities([0.0, -1e-20, -800.0, -math.inf], LINE)
+    assert np.all((0 <= edges) & (edges <= 1)) and edges[0] > 0.999999 and edges[3] == 0
+    assert np.all(np.diff(probabilities(np.linspace(-30, -0.01, 200), LINE)) > 0), "likelier is never less"
+
+
+def test_the_fit_finds_the_line_that_made_the_data():
+    found = fit(*readings(20_000))
+    assert found["slope"] == pytest.approx(0.6, abs=0.03) and found["intercept"] == pytest.approx(0.8, abs=0.08)
+    logs, right = readings(2000, seed=1)
+    best = losses(probabilities(logs, fit(logs, right)), right)["log_loss"]
+    for slope, intercept in ((0.05, 0), (-0.05, 0), (0, 0.1), (0, -0.1)):
+        line = fit(logs, right)
+        line = {"slope": line["slope"] + slope, "intercept": line["intercept"] + intercept}
+        assert losses(probabilities(logs, line), right)["log_loss"] > best
+
+
+def test_readings_that_can_be_told_apart_without_error_give_a_finite_line():
+    line = fit([-0.01] * 30 + [-9.0] * 30, [True] * 30 + [False] * 30)
+    sure, unsure = probabilities([-0.01, -9.0], line)
+    assert (sure, unsure) == pytest.approx((31 / 32, 1 / 32), abs=1e-3), "Platt's targets"
+
+
+@pytest.mark.parametrize(
+    "logs, right, message",
+    [
+        ([-1.0, -2.0], [True, True], "2 of 2 readings are right"),
+        ([-1.0, -2.0], [False, False], "0 of 2 readings are right"),
+        ([-1.0, -9.0] * 20, [False, True] * 20, "not right more often"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(logs, right, message):
+    with pytest.raises(ValueError, match=message):
+        fit(logs, right)
+
+
+def test_cross_validation_fits_on_the_other_folds():
+    logs, right = readings(600)
+    found = cross_validated(logs, right)
+    assert np.array_equal(found, cross_validated(logs, right)), "the folds are the same each time"
+    changed = right.copy()
+    changed[0] = not changed[0]
+    assert found[0] == cross_validated(logs, changed)[0], "its own truth has no say"
+    assert not np.array_equal(found, cross_validated(logs, changed))
+    before, after = losses(np.exp(logs), right), losses(found, right)
+    assert all(after[name] < before[name] for name in after)
+
+
+def test_reliability_of_a_small_case_by_hand():
+    scores = [0.05, 0.15, 0.85, 0.95, 0.95, 1.0]
+    right = [False, True, True, True, False, True]
+    found = reliability(scores, right)
+    assert found["n"] == 6
+    assert [(row["bin"], row["n"]) for row in found["bins"]] == [
+        ("0.0-0.1", 1),
+        ("0.1-0.2", 1),
+        ("0.8-0.9", 1),
+        ("0.9-1.0", 3),
+    ]
+    assert found["bins"][3]["score"] == pytest.approx(2.9 / 3) and found["bins"][3]["right"] == pytest.approx(2 / 3)
+    assert found["ece"] == pytest.approx((0.05 + 0.85 + 0.15 + 3 * (2.9 / 3 - 2 / 3)) / 6)
+    assert found["brier"] == pytest.approx((0.05**2 + 0.85**2 + 0.15**2 + 0.05**2 + 0.95**2) / 6)
+    chances = [0.95, 0.15, 0.85, 0.95, 0.05, 1.0]
+    assert found["log_loss"] == pytest.approx(-sum(map(math.log, chances)) / 6)
+    # Right ones above wrong ones: .15 over .05; .85 over .05; .95 over .05 and half over .95; 1.0 over both.
+    assert found["auroc"] == pytest.approx(5.5 / 8)
+    assert found["at_least"][0] == {"score": 0.5, "coverage": 4 / 6, "n": 4, "exprate": 0.75}
+    assert found["at_least"][2] == {"score": 0.9, "coverage": 0.5, "n": 3, "exprate": pytest.approx(2 / 3)}
+
+
+def test_reliability_where_there_is_little_to_say():
+    found = reliability([0.3], [True])
+    assert found["auroc"] is None
+    assert found["at_least"][0] == {"score": 0.5, "coverage": 0.0, "n": 0, "exprate": None}
+    json.dumps(found, allow_nan=False)
+    assert reliability([0.0, 0.0], [True, False])["log_loss"] < 15, "a wrong certainty does not make it infinite"
+
+
+def test_the_table_shows_what_was_measured():
+    found = {"calibration": LINE, **reliability([0.05, 0.85, 0.95, 0.95], [False, True, True, False])}
+    table = reliability_table({"breakdowns": {"reliability": found}})
+    assert "| 0.9-1.0 | 2 | 95.0 % | 50.0 % |" in table and "| 0.8 | 75.0 % | 66.7 % |" in table
+    assert f"ECE {found['ece']:.4f}" in table and "(calibrated)" in table
+    assert reliability_table({"breakdowns": {}}) == reliability_table({}) == "", "results of before"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slope": 1.0},
+        {"slope": 1.0, "intercept": 0.0, "power": 2.0},
+        {"slope": 0.0, "intercept": 1.0},
+        {"slope": float("nan"), "intercept": 0.0},
+        {"slope": 1.0, "intercept": float("inf")},
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(wrong):
+    with pytest.raises(StrictDataclassClassValidationError, match="score_calibration"):
+        CoMERConfig(score_calibration=wrong)
+
+
+# ------------------------------------------------------------------------------------------------------ the tool
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import calibrate
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    return calibrate
+
+
+@pytest.fixture
+def folder(reader, tmp_path):
+    return shutil.copytree(reader, tmp_path / "reader-hme")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Drawings that the model knows, and others, which it cannot but misread; one that cannot be read."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        text, drawing = [("+", PLUS), (r"\sin x", WAVE), ("a ^ { 2 }", STEPS), ("1", BAR)][number % 4]
+        noise = 40 * (number % 3 == 0)
+        strokes = [(np.array(stroke) + noise * rng.random((len(stroke), 2))).ravel() for stroke in drawing]
+        rows.append({"text": "0" if noise else text, "strokes": strokes, "split": "dev"})
+    rows += [{"text": "z", "strokes": [row["strokes"][0]], "split": "dev"} for row in rows[:4]]
+    rows += [{"text": "+", "strokes": [[1.0, 2.0, 3.0]], "split": "dev"}]
+    path = tmp_path / "ink.parquet"
+    Dataset.from_list([{"id": str(number), **row} for number, row in enumerate(rows)]).to_parquet(path)
+    return path
+
+
+def test_the_tool_changes_one_field_and_scores_follow(script, folder, data, tmp_path, capsys):
+    drawings = [PLUS, WAVE, STEPS, BAR]
+    before = epigraph.read(drawings, folder, **FAST)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    script.main(["--model", str(folder), "--data", str(data), "--split", "dev"])
+    printed = capsys.readouterr().out
+    assert "52 readings" in printed and "1 could not be read" in printed and "Brier" in printed
+
+    settings = json.loads((folder / "config.json").read_text())
+    calibration = settings.pop("score_calibration")
+    old = json.loads(files["config.json"])
+    old.pop("score_calibration", None)
+    assert settings == old and {path.name for path in folder.iterdir()} == set(files)
+    assert all((folder / name).read_bytes() == content for name, content in files.items() if name != "config.json")
+
+    after = epigraph.read(drawings, folder, n_best=2, **FAST)
+    logs = [result.n_best[0].log_probability for result in after]
+    assert [result.score for result in after] == pytest.approx(probabilities(logs, calibration).tolist(), abs=1e-6)
+    assert [result.text for result in after] == [result.text for result in before]
+    assert all(sum(candidate.score for candidate in result.n_best) <= 1 for result in after)
+
+    CoMERConfig.from_pretrained(folder).save_pretrained(tmp_path / "copy")
+    copy = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert copy["score_calibration"] == calibration, "it travels with the model"
+
+
+def test_a_second_calibration_starts_from_the_model_again(script, folder, data):
+    arguments = ["--model", str(folder), "--data", str(data)]
+    script.main(arguments)
+    first = (folder / "config.json").read_bytes()
+    script.main(arguments)
+    assert (folder / "config.json").read_bytes() == first
+
+
+@pytest.mark.parametrize("case", ["few", "hub", "split"])
+def test_the_tool_refuses_in_a_sentence_and_changes_nothing(script, folder, data, tmp_path, case):
+    before = (folder / "config.json").read_bytes()
+    few = tmp_path / "few.parquet"
+    Dataset.from_parquet(str(data)).select(range(8)).to_parquet(few)
+    arguments, message = {
+        "few": (["--model", str(folder), "--data", str(few)], "8 readings are too few"),
+        "hub": (["--model", "somebody/model", "--data", str(data)], "no such folder"),
+        "split": (["--model", str(folder), "--data", str(data), "--split", "tset"], "tset"),
+    }[case]
+    with pytest.raises(ValueError, match=message):
+        script.main(arguments)
+    assert (folder / "config.json").read_bytes() == before
