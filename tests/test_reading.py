@@ -184,7 +184,12 @@ def test_large_photographs_are_reduced_before_they_become_floats(loaded, monkeyp
     large = render(WAVE, symbol_height=2000, line_width=60, max_side=9000)
     expected = reading.prepare(large.reduce(2), processor)
     taken, call = [], type(processor).__call__
-    monkeypatch.setattr(type(processor), "__call__", lambda self, images: taken.extend(images) or call(self, images))
+
+    def recording(self, images, **settings):
+        taken.extend(images)
+        return call(self, images, **settings)
+
+    monkeypatch.setattr(type(processor), "__call__", recording)
     assert max(large.size) > reading.MAX_SIDE
     assert torch.equal(reading.prepare(large, processor), expected)
     assert max(taken[0].size) <= reading.MAX_SIDE

@@ -466,7 +466,7 @@ def prepare(item, processor: ProcessorMixin, task: str | None = None, name: str 
 
 def _prepare(
     item, processor: ProcessorMixin, task: str | None, name: str, explain: bool = False
-) -> tuple[torch.Tensor, "_View | None"]:
+) -> tuple[torch.Tensor, _View | None]:
     """See `prepare`; with `explain` the input is also made a picture to look at."""
     content = _open(item, name)
     image = to_image(content, name, task)
@@ -486,14 +486,11 @@ def _view(content, image: Image.Image | np.ndarray, geometry: torch.Tensor) -> _
     if isinstance(content, Ink):
         finer = max(1, min(3, PICTURE_SIDE // max(image.size)))
         picture = ImageOps.invert(render(content.strokes, 28.0 * finer, 3.0 * finer, 12 * finer))
-        factors = (finer, finer)
     else:
         picture = image if isinstance(image, Image.Image) else _picture(image)
-        size = picture.size
-        picture = picture.reduce(math.ceil(max(size) / PICTURE_SIDE))
-        factors = (picture.width / size[0], picture.height / size[1])
-    factors = torch.tensor([*factors, *(1 / factor for factor in factors)])
-    return _View(picture, geometry * factors)
+        coarser = math.ceil(max(picture.size) / PICTURE_SIDE)
+        picture, finer = picture.reduce(coarser), 1 / coarser
+    return _View(picture, geometry * torch.tensor([finer, finer, 1 / finer, 1 / finer]))
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:
