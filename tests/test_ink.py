@@ -87,6 +87,65 @@ def test_inkml_difference_coding():
     assert coded.tolist() == [[1125, 18432], [1148, 18475], [1178, 18510], [1211, 18540], [1251, 18567]]
 
 
+@pytest.mark.parametrize(
+    "trace",
+    [
+        "1 0, 1.5 10, -2 20",
+        "  1 0 ,\n1.5\t10,\r\n -2   20 ,\n",
+        "1.0e0 0, +15e-1 1E+1, -2. 20",
+        "#1 0, 1.5 #a, -#2 #14",
+        "1 0, !1.5 !10, -2 20",
+        "1 0, '.5'10, -3.5 *, -0 10",
+    ],
+)
+def test_inkml_writes_numbers_in_many_ways(trace):
+    expected = [[1, 0], [1.5, 10], [-2, 20]]
+    if "*" in trace:  # no change on the y axis for one point
+        expected = [[1, 0], [1.5, 10], [-2, 10], [-2, 20]]
+    assert read_inkml(ink_xml(trace)).strokes[0].tolist() == expected
+
+
+def test_inkml_traces_that_continue_others_or_hang_in_the_air():
+    ink = read_inkml(
+        b"""<ink><trace id="a" continuation="begin">0 0, 2 2</trace><trace id="air" type="penUp">2 2, 9 9</trace>
+        <trace id="b">5 5</trace><trace id="c" continuation="middle" priorRef="#a">'1'0</trace>
+        <trace continuation="end" priorRef="c">1 1</trace>
+        <traceGroup><annotation type="truth">x</annotation><traceView traceDataRef="#c"/>
+        <traceView traceDataRef="#a"/></traceGroup></ink>"""
+    )
+    assert [stroke.tolist() for stroke in ink.strokes] == [[[0, 0], [2, 2], [3, 2], [4, 3]], [[5, 5]]]
+    assert ink.symbols == [("x", [0])]
+    with pytest.raises(InkError, match="no stroke"):
+        read_inkml(b'<ink><trace type="penUp">1 1, 2 2</trace></ink>')
+
+
+def test_inkml_formats_belong_to_contexts():
+    """As office programs write it: ink sources in definitions, contexts that name them, traces that name contexts."""
+    ink = read_inkml(
+        b"""<ink xmlns="http://www.w3.org/2003/InkML"><definitions>
+        <traceFormat xml:id="plain"><channel name="X"/><channel name="Y" orientation="-ve"/></traceFormat>
+        <context xml:id="c0"><inkSource xml:id="pen"><traceFormat><channel name="F"/><channel name="Y"/>
+          <channel name="X"/><intermittentChannels><channel name="T"/></intermittentChannels></traceFormat>
+          <channelProperties><channelProperty channel="X" name="resolution" value="1"/></channelProperties>
+        </inkSource></context>
+        <context xml:id="c1" traceFormatRef="#plain"/><context xml:id="c2" inkSourceRef="#pen"/>
+        <context xml:id="c3" contextRef="#c2"/><context xml:id="round" contextRef="#round"/>
+        <brush xml:id="b"><brushProperty name="width" value="2"/></brush></definitions>
+        <trace contextRef="#c0" brushRef="#b">9 2 1, 9 4 3 7</trace><trace contextRef="#c1">1 -2</trace>
+        <traceGroup contextRef="#c3"><traceGroup><trace>9 2 1</trace><trace contextRef="#c1">1 -2</trace></traceGroup>
+        </traceGroup><trace contextRef="#round">1 -2</trace><trace contextRef="#lost">1 -2</trace>
+        <trace>1 -2</trace></ink>"""
+    )
+    assert ink.strokes[0].tolist() == [[1, 2], [3, 4]]
+    assert [stroke.tolist() for stroke in ink.strokes[1:]] == [[[1, 2]]] * 6
+
+
+def test_a_hundred_thousand_nested_groups_take_no_time_worth_speaking_of():
+    depth = 100_000
+    content = b"<ink>" + b"<traceGroup>" * depth + b"<trace>1 2, 3 4</trace>" * 500 + b"</traceGroup>" * depth
+    assert len(read_inkml(content + b"</ink>").strokes) == 500
+
+
 BAD_INKML = {
     "empty": (b"", "is empty"),
     "blank": (b" \n", "is empty"),
@@ -97,6 +156,9 @@ BAD_INKML = {
     "strokeless": (b"<ink></ink>", "no stroke"),
     "words": (ink_xml("one two"), "where x and y were expected"),
     "one value": (ink_xml("1, 2"), "where x and y were expected"),
+    "unknown value": (ink_xml("1 2, ? 4"), "where x and y were expected"),
+    "nothing to repeat": (ink_xml("* 2, 3 4"), "where x and y were expected"),
+    "hexadecimal without end": (ink_xml("#" + "f" * 5000 + " 1"), "where x and y were expected"),
     "nan": (ink_xml("nan 1, 2 2"), "where x and y were expected"),
     "infinite": (ink_xml("1e999 1, 2 2"), "not finite"),
     "huge": (ink_xml("1e9 1, 2 2"), "larger than"),

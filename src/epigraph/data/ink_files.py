@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -123,8 +123,11 @@ def read_json(source: str | Path | bytes, name: str | None = None) -> Ink:
 def read_inkml(source: str | Path | bytes, name: str | None = None) -> Ink:
     """Read strokes, truth and segmentation from InkML as CROHME, MathWriting and office programs write it.
 
-    Namespaces and prefixes do not matter; channels other than X and Y are skipped; difference-coded points
-    (`'` and `"` of the InkML specification, section 3.2.1) are decoded. Entities are never expanded.
+    Namespaces and prefixes do not matter, nor whether traces stand in groups, nor what brushes and channels there are
+    beside X and Y, which are taken to have the same unit. Of the InkML specification (W3C Recommendation, 2011) what
+    bears on the drawing is kept to: the order and orientation of the channels, by trace format and context (sections
+    3.1 and 4.2), difference-coded points (`'` and `"`, section 3.2.1), traces that continue others or that the pen
+    made above the paper (3.2.1). Entities are never expanded.
 
     Args:
         source: a path, or the content as bytes.
@@ -145,17 +148,85 @@ def read_inkml(source: str | Path | bytes, name: str | None = None) -> Ink:
     if _tag(root) != "ink":
         raise InkError(f"{name}: not InkML, its root element is <{_tag(root)}>.")
 
-    channels = [channel.get("name") for channel in root.iter() if _tag(channel) == "channel"]
-    columns = (channels.index("X"), channels.index("Y")) if {"X", "Y"} <= set(channels) else (0, 1)
     traces = [element for element in root.iter() if _tag(element) == "trace"]
     _check_bounds(len(traces), sum((trace.text or "").count(",") + 1 for trace in traces), name)
+    formats = _Formats(root)
     strokes, index_of = [], {}
-    for trace in traces:
-        points = _trace_points(trace.text or "", columns, f"{name}: trace {_identity(trace) or len(strokes)}")
+    for texts, parts in _whole_traces(traces):
+        first = _identity(parts[0])
+        points = _trace_points(",".join(texts), formats.of(parts[0]), f"{name}: trace {first or len(strokes)}")
         if points:
-            index_of[_identity(trace) or str(len(strokes))] = len(strokes)
+            index_of |= {_identity(part) or str(len(strokes)): len(strokes) for part in parts}
             strokes.append(points)
     return Ink(as_strokes(strokes, name), _truth(root), name, _segmentation(root, index_of))
+
+
+def _whole_traces(traces: list[Element]) -> Iterator[tuple[list[str], list[Element]]]:
+    """Texts and elements of every stroke: traces that continue others belong to these, pen-up traces to none."""
+    strokes, stroke_of = [], {}
+    for trace in traces:
+        if trace.get("type") == "penUp":
+            continue
+        before = stroke_of.get((trace.get("priorRef") or "").lstrip("#"))
+        if before is None or trace.get("continuation") not in ("middle", "end"):
+            strokes.append(before := ([], []))
+        before[0].append(trace.text or "")
+        before[1].append(trace)
+        if identity := _identity(trace):
+            stroke_of[identity] = before
+    return iter(strokes)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """Which columns of a point are x and y, and the factors, 1 or -1, that make them point right and down."""
+
+    columns: tuple[int, int] = (0, 1)
+    signs: tuple[int, int] = (1, 1)
+
+
+class _Formats:
+    """The format of each trace: by its context or that of a group around it, else the first that the file states."""
+
+    def __init__(self, root: Element):
+        elements = list(root.iter())
+        self.by_id = {_identity(element): element for element in elements if _identity(element)}
+        self.first = next((_format(element) for element in elements if _tag(element) == "traceFormat"), _Format())
+        self.contexts, self.known = {}, {}
+        for element in elements:  # from the outside in
+            for child in element:
+                self.contexts[child] = child.get("contextRef") or self.contexts.get(element)
+
+    def of(self, trace: Element) -> _Format:
+        context = self.contexts[trace]
+        if context not in self.known:
+            self.known[context] = self._referred(context) or self.first
+        return self.known[context]
+
+    def _referred(self, reference: str | None, depth: int = 0) -> _Format | None:
+        """That of a context, an ink source or a format; references that go in circles end."""
+        element = self.by_id.get((reference or "").lstrip("#"))
+        if element is None or depth > 8:
+            return None
+        inside = [element, *element]
+        inside += [inner for child in element if _tag(child) == "inkSource" for inner in child]
+        for candidate in inside:
+            if _tag(candidate) == "traceFormat":
+                return _format(candidate)
+        references = (element.get(kind) for kind in ("traceFormatRef", "inkSourceRef", "contextRef"))
+        return next(filter(None, (self._referred(other, depth + 1) for other in references)), None)
+
+
+def _format(element: Element) -> _Format:
+    """What a traceFormat states; without both X and Y, the specification's default: X, Y."""
+    channels = {}
+    for channel in element.iter():
+        if _tag(channel) == "channel":
+            channels.setdefault(channel.get("name"), (len(channels), channel.get("orientation")))
+    if not {"X", "Y"} <= set(channels):
+        return _Format()
+    (x, across), (y, down) = channels["X"], channels["Y"]
+    return _Format((x, y), (-1 if across == "-ve" else 1, -1 if down == "-ve" else 1))
 
 
 def _content(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
@@ -204,17 +275,19 @@ def _segmentation(root: Element, index_of: dict[str, int]) -> list[tuple[str, li
     for group in (element for element in root.iter() if _tag(element) == "traceGroup"):
         names = [(child.get("traceDataRef") or "").lstrip("#") for child in group if _tag(child) == "traceView"]
         names += [_identity(child) for child in group if _tag(child) == "trace"]
-        indices = [index_of[name] for name in names if name in index_of]
+        indices = list(dict.fromkeys(index_of[name] for name in names if name in index_of))
         label = _truth(group)
         if label and indices:
             symbols.append((label, indices))
     return symbols
 
 
-_VALUE = re.compile(r"""([!'"]?)([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[TF*?])""")
+_VALUE = re.compile(
+    r"""([!'"]?)([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\#[0-9a-fA-F]{1,12}|[TF*?])""", re.ASCII
+)
 
 
-def _trace_points(text: str, columns: tuple[int, int], place: str) -> list[tuple[float, float]]:
+def _trace_points(text: str, layout: _Format, place: str) -> list[tuple[float, float]]:
     """Points of one trace: values separated by space, points by comma; the other columns are skipped."""
     points = []
     order = {"!": 0, "'": 1, '"': 2}
@@ -224,15 +297,23 @@ def _trace_points(text: str, columns: tuple[int, int], place: str) -> list[tuple
         if not (point := point.strip()):
             continue
         found = _VALUE.findall(point)
-        marked = [found[column] for column in columns if column < len(found)]
-        if len(marked) < 2 or any(number in "TF*?" for _, number in marked) or _VALUE.sub("", point).strip():
+        marked = [found[column] for column in layout.columns if column < len(found)]
+        missing = {"T", "F", "?"} if points else {"T", "F", "?", "*"}
+        if len(marked) < 2 or missing & {number for _, number in marked} or _VALUE.sub("", point).strip():
             raise InkError(f"{place} holds '{point[:40]}' where x and y were expected.")
         for axis, (mark, number) in enumerate(marked):
             orders[axis] = order[mark] if mark else orders[axis]
-            if orders[axis] == 0:
-                speeds[axis], values[axis] = float(number) - values[axis], float(number)
+            if number == "*":  # as before
+                speeds[axis] = 0.0
+            elif orders[axis] == 0:
+                speeds[axis], values[axis] = _number(number) - values[axis], _number(number)
             else:
-                speeds[axis] = float(number) + (speeds[axis] if orders[axis] == 2 else 0.0)
+                speeds[axis] = _number(number) + (speeds[axis] if orders[axis] == 2 else 0.0)
                 values[axis] += speeds[axis]
-        points.append((values[0], values[1]))
+        points.append((layout.signs[0] * values[0], layout.signs[1] * values[1]))
     return points
+
+
+def _number(text: str) -> float:
+    """A decimal, or a hexadecimal after "#"."""
+    return float(int(text.replace("#", ""), 16)) if "#" in text else float(text)
