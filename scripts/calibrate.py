@@ -46,7 +46,7 @@ def main(args: list[str] | None = None):
     if len(pairs) < LEAST:
         raise ValueError(f"{arguments.data}: {len(pairs)} readings are too few to fit on; give at least {LEAST}.")
     logs, right = map(np.array, zip(*pairs))
-    calibration = {name: round(value, 4) for name, value in fit(logs, right).items()}
+    calibration = {name: round(value, 4) for name, value in sorted(fit(logs, right).items())}
     before, after = probabilities(logs, None), cross_validated(logs, right)
 
     print(f"{len(pairs)} readings, {right.mean():.2%} right; {len(readings) - len(pairs)} could not be read")
