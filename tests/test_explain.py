@@ -1,12 +1,22 @@
 """Where the model looked: from its cells to the picture as it was given."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawings import PLUS, STEPS, WAVE
+from PIL import Image, ImageOps
 
+import epigraph
+from epigraph import reading
+from epigraph.data.ink import render
 from epigraph.models.processing import comer_processor
 
+ROOT = Path(__file__).resolve().parent.parent
+FAST = {"num_beams": 2, "max_length": 10, "explain": True}
 PATCH = (230, 170)  # x, y of the middle of the ink in `drawing`
 
 
@@ -126,3 +136,126 @@ def test_rows_of_several_readings_and_sizes():
         processor.post_process_attention(maps[:5], batch["geometry"], [(300, 400), (300, 300)])
     with pytest.raises(ValueError, match="max_side"):
         processor.post_process_attention(maps, batch["geometry"], [(300, 400), (300, 300)], max_side=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- read()
+
+
+@pytest.fixture(scope="module")
+def loaded(reader):
+    return reading.load(reader)
+
+
+@pytest.fixture
+def read(loaded):
+    model, processor = loaded
+    return lambda inputs, **settings: epigraph.read(inputs, model, processor=processor, **{**FAST, **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_best": 2}, {"direction": "r2l"}, {"search": "official"}])
+def test_read_explains_every_token(read, loaded, settings):
+    model, processor = loaded
+    drawings = [PLUS, np.asarray(render(WAVE)), render(STEPS), b"no formula"]
+    results = read(drawings, **settings)
+    for result in results[:3]:
+        tokens = len(result.text.split())
+        assert result.attentions.shape == result.coverages.shape == (tokens, *result.attentions.shape[1:])
+        assert result.attentions.dtype == np.float32
+        height, width = result.attentions.shape[1:]
+        assert max(height, width) <= reading.MAP_SIDE
+        assert height / width == pytest.approx(result.image.height / result.image.width, rel=0.05)
+        assert result.attentions.sum((1, 2)) == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(result.coverages, result.attentions.cumsum(0), atol=1e-5)
+    assert results[3].error and results[3].attentions is results[3].coverages is results[3].image is None
+    assert [asdict(result) for result in results] == [
+        asdict(result) for result in read(drawings, explain=False, **settings)
+    ]
+    assert "image" not in asdict(results[0]) and json.dumps(asdict(results[0]))
+
+    # The same as by hand, through generate and the processor.
+    inputs = processor(images=[render(WAVE)], return_geometry=True)
+    geometry = inputs.pop("geometry")
+    settings = {name: value for name, value in settings.items() if name != "n_best"}
+    output = model.generate(
+        **inputs, num_beams=2, max_length=10, return_dict_in_generate=True, output_attentions=True, **settings
+    )
+    size = (results[1].image.height, results[1].image.width)
+    (maps,) = processor.post_process_attention(output.cross_attentions, geometry, [size], max_side=reading.MAP_SIDE)
+    np.testing.assert_allclose(results[1].attentions, maps[: len(results[1].text.split())], atol=1e-6)
+
+
+def test_the_same_picture_in_every_form_has_the_same_maps(read, tmp_path):
+    upright = ImageOps.invert(render(WAVE))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to see it upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
+    pixels = np.asarray(upright)
+    forms = [
+        tmp_path / "photo.png",
+        pixels,
+        pixels[None],
+        pixels[..., None] / 255.0,
+        np.repeat(pixels[..., None], 3, axis=2),
+        torch.from_numpy(pixels.copy()),
+        pixels.astype(np.uint16) * 257,
+        upright.convert("RGBA"),
+    ]
+    expected = read(upright)
+    for result in read(forms):
+        assert np.array_equal(result.image.convert("L"), upright)
+        np.testing.assert_allclose(result.attentions, expected.attentions, atol=1e-5)
+
+
+def test_ink_is_shown_as_strokes_on_paper_under_the_maps_of_its_drawing(read):
+    ink, drawn = read(WAVE), read(render(WAVE))
+    assert ink.text == drawn.text == r"\sin x"
+    width, height = drawn.image.size
+    assert 0 <= ink.image.width - 3 * width < 3 and 0 <= ink.image.height - 3 * height < 3
+    coarse = np.asarray(ink.image.reduce(3), np.float32)[:height, :width]
+    given = np.asarray(drawn.image, np.float32)
+    assert np.abs(255 - coarse - given).mean() < 3, "the same strokes, finer, and dark on light"
+    for one, other in zip(ink.attentions, drawn.attentions):
+        finer = np.divide(centre(one), one.shape[::-1])
+        assert finer == pytest.approx(np.divide(centre(other), other.shape[::-1]), abs=0.01)
+
+
+def test_large_photographs_are_reduced_and_the_maps_with_them(read, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_SIDE", 500)
+    monkeypatch.setattr(reading, "PICTURE_SIDE", 110)
+    large = render(WAVE, symbol_height=220, line_width=24, margin=90)
+    assert 500 < max(large.size) <= 1000
+    result, expected = read(large), read(large.reduce(2))
+    assert abs(result.image.width - large.width / 8) <= 1 and result.image.width <= 110, "by 2, then by 4"
+    assert result.text == expected.text
+    for one, other in zip(result.attentions, expected.attentions):
+        assert np.divide(centre(one), one.shape[::-1]) == pytest.approx(
+            np.divide(centre(other), other.shape[::-1]), abs=0.02
+        )
+
+
+def test_explaining_a_stream_holds_one_batch(loaded):
+    taken = []
+
+    def stream():
+        for index in range(9):
+            taken.append(index)
+            yield PLUS
+
+    results = reading.read_all(stream(), *loaded, batch_size=2, **FAST)
+    for count in range(9):
+        assert next(results).attentions is not None
+        assert len(taken) <= count + 2
+
+
+@pytest.mark.parametrize("name", ["euler", "function"])
+def test_the_shipped_model_looks_at_the_symbol_that_it_writes(name):
+    (result,) = epigraph.read(
+        [ROOT / "examples" / "handwritten-math" / f"{name}.json"], ROOT / "checkpoints" / "comer-hme", explain=True
+    )
+    third = result.attentions.shape[2] // 3
+    assert result.attentions[0, :, :third].sum() > 0.5, "the first symbol stands at the left"
+    assert result.attentions[-1, :, -third:].sum() > 0.5, "and the last at the right"
+    ends = [centre(result.attentions[token])[0] for token in (0, -1)]
+    assert ends[1] - ends[0] > third
+    before, after = result.coverages[len(result.coverages) // 2], result.coverages[-1]
+    assert before[:, :third].sum() / before.sum() > after[:, :third].sum() / after.sum(), "coverage spreads rightwards"

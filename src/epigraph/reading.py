@@ -316,13 +316,13 @@ def _explain(processor, readings: list[FormulaReading], views: list[_View], outp
     geometry = torch.stack([view.geometry for view in views])
     sizes = [(view.picture.height, view.picture.width) for view in views]
     special = torch.tensor(processor.tokenizer.all_special_ids, device=output.sequences.device)
-    tokens = ~torch.isin(output.sequences[::n_best], special)
+    tokens = (~torch.isin(output.sequences[::n_best], special)).cpu().numpy()
     found = {}
     for name, maps in (("attentions", output.cross_attentions), ("coverages", output.coverages)):
         found[name] = processor.post_process_attention(maps[::n_best], geometry, sizes, max_side=MAP_SIDE)
     for index, (reading, view) in enumerate(zip(readings, views)):
         reading.image = view.picture
-        reading.attentions, reading.coverages = (maps[index][tokens[index].cpu()] for maps in found.values())
+        reading.attentions, reading.coverages = (maps[index][tokens[index]] for maps in found.values())
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
