@@ -20,7 +20,7 @@ def rendered() -> dict[Path, str]:
     for name in sorted({path.name.split(".")[0] for path in folder.glob("*.json")}):
         results = results_files(name, folder)
         card, model_dir = ROOT / "model_cards" / f"{name}.md", ROOT / "checkpoints" / name
-        files[model_dir / "README.md"] = render_card(card, results, model_dir)
+        files[model_dir / "README.md"] = render_card(card, results, model_dir, folder / f"{name}.writers.json")
         rows = [row for path in results for row in read_results(path)["rows"]]
         tables.append(f"[{name}](model_cards/{name}.md)\n\n{metrics_table({'rows': rows})}")
     readme = ROOT / "README.md"

@@ -54,6 +54,7 @@ def merge_adapter(model: PreTrainedModel, folder: str | Path, vocabulary: dict[s
     model.widen_vocabulary(vocabulary)
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")  # peft's own, about transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")  # peft would go on without them
             merged = PeftModel.from_pretrained(model, str(folder), torch_device="cpu").merge_and_unload()
     except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises

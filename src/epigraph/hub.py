@@ -3,7 +3,10 @@
 A card is prose (`model_cards/<name>.md`, YAML front matter included) with two empty blocks, `<!-- results -->` and
 `<!-- curve -->`, which are filled from `model_cards/results/<name>.json` and from what lies in the model folder. No
 number is ever typed into a card. A model that was measured on several data sets has a file for each, the others named
-`<name>.<data>.json`.
+`<name>.<data>.json`. What scripts/adapt_writers.py measured stands in `<name>.writers.json` and fills the block
+`<!-- writers -->`, where a card has one.
+
+An adapter is pushed without its base model, which its card and its adapter_config.json name by repository.
 """
 
 import argparse
@@ -14,17 +17,58 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from . import models
-from .reading import HUB_ORGANISATION
+from .adapters import ADAPTER_CONFIG, base_of, is_adapter
+from .reading import DEFAULT_CHECKPOINTS, HUB_ORGANISATION, default_checkpoint, load
 from .training_curve import draw_training_curve
 
 CODE_REPO = f"{HUB_ORGANISATION}/epigraph-code"
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
 PUSHED = ["*.json", "*.safetensors", "LICENSE*", "training_curve.*"]
+ADAPTER_RESULTS = "finetuning.json"
+ADAPTER_CARD = """---
+{front}
+---
+# {repo}
+
+An adapter of [{base}](https://huggingface.co/{base}), trained with epigraph.
+
+## Use
+
+```python
+import epigraph
+
+print(epigraph.read("formula.png", model="{repo}").text)
+```
+
+The same through transformers; needs peft:
+
+```python
+import epigraph
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("{repo}")
+model = AutoModel.from_pretrained("{repo}").eval()
+```
+
+## Results
+
+{results}
+
+## Training
+
+```bash
+{command}
+```
+
+## Licence
+
+That of the base model.
+"""
 METRIC_NAMES = {
     "exprate": "ExpRate",
     "exprate_1": "≤ 1 error",
@@ -118,13 +162,49 @@ def results_section(results: dict) -> str:
     )
 
 
+def writers_table(results: dict) -> str:
+    """Markdown of what scripts/adapt_writers.py wrote: before, and with each way of fine-tuning."""
+    names = {"exprate": "ExpRate", "exprate_1": "≤ 1 error", "token_error_rate": "token errors"}
+    lines = [
+        f"| {len(results['writers'])} writers, {results['rows'][0]['n']} expressions | {' | '.join(names.values())} | "
+        "weights trained | CPU seconds | ExpRate of others |",
+        "|---|" + "---:|" * (len(names) + 3),
+    ]
+    for row in results["rows"]:
+        cells = [row["method"]]
+        for metric in names:
+            interval = [f"{100 * bound:+.1f}" for bound in row.get("intervals", {}).get(metric, [])]
+            cells.append(shown(metric, row[metric]) + (f" ({' … '.join(interval)})" if interval else ""))
+        cells += [f"{100 * row['share']:.1f} %" if "share" in row else ""]
+        cells += [f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "", shown("", row["others_exprate"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def writers_section(path: str | Path, weights: str) -> str:
+    """The table with the command that produced it; ValueError where it was measured on other weights."""
+    results = read_results(path)
+    if results["weights_sha256"] != weights:
+        raise ValueError(f"the results {path} were measured on other weights; run scripts/adapt_writers.py again")
+    return (
+        f"{writers_table(results)}\n\nIn brackets the 95 % interval of the difference, drawn over expressions; the "
+        f"last column, read greedily, is {results['others']} expressions of other writers, averaged over the adapted "
+        f"models. Produced by\n\n```bash\n{results['command']}\n```"
+    )
+
+
 def results_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
     """What was measured of the model called `name`: `<name>.json` and any `<name>.<data>.json`."""
-    return [Path(folder) / f"{name}.json", *sorted(Path(folder).glob(f"{name}.*.json"))]
+    others = sorted(path for path in Path(folder).glob(f"{name}.*.json") if not path.name.endswith(".writers.json"))
+    return [Path(folder) / f"{name}.json", *others]
 
 
-def render_card(card: str | Path, results: list[str | Path], model_dir: str | Path) -> str:
+def render_card(
+    card: str | Path, results: list[str | Path], model_dir: str | Path, writers: str | Path | None = None
+) -> str:
     """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
+
+    `writers` is a file that scripts/adapt_writers.py wrote, for a card with that block; it need not exist.
 
     Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
     on weights other than those in `model_dir`.
@@ -147,6 +227,10 @@ def render_card(card: str | Path, results: list[str | Path], model_dir: str | Pa
             )
 
     curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
+    if "<!-- writers -->" in rendered.text:
+        measured_writers = writers is not None and Path(writers).is_file()
+        section = writers_section(writers, weights) if measured_writers else ""
+        rendered.text = fill(rendered.text, "writers", section)
     try:
         rendered.text = fill(rendered.text, "results", "\n\n".join(map(results_section, measured.values())))
         rendered.text = fill(rendered.text, "curve", f"![Training curve]({curve})" if curve else "")
@@ -311,25 +395,38 @@ def push(
     )
     if log and not list(model_dir.glob("training_curve.*")):
         draw_training_curve(log, model_dir / "training_curve.png")
-    readme = render_card(card or f"model_cards/{name}.md", results, model_dir)
+    writers = results[0].with_name(f"{name}.writers.json")
+    readme = render_card(card or f"model_cards/{name}.md", results, model_dir, writers)
 
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
     files |= with_auto_map(model_dir, config, code_repo)
     files["README.md"] = readme.encode()
-    files |= {f"results/{path.name}": path for path in results}
+    files |= {f"results/{path.name}": path for path in [*results, writers] if path in results or path.is_file()}
     if dry_run:
-        (model_dir / "README.md").write_text(readme, encoding="utf-8")
-        print(f"would push to {repo_id}, with the code in {code_repo}:")
-        for path, content in sorted(files.items()):
-            print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
-        return None
-    try:
-        api = HfApi()
+        return show(model_dir, repo_id, code_repo, files)
+
+    def upload(api: HfApi) -> str:
         if with_code:
             push_code(code_repo)
         elif not api.repo_exists(code_repo):
             raise ValueError(f"the code repository {code_repo} does not exist; push it once with --push-code")
         return commit(api, repo_id, files, f"Push {name}", private)
+
+    return reaching(repo_id, upload)
+
+
+def show(model_dir: Path, repo_id: str, code_repo: str, files: dict) -> None:
+    """A dry run: the card into the folder, and what would be pushed."""
+    (model_dir / "README.md").write_bytes(files["README.md"])
+    print(f"would push to {repo_id}, with the code in {code_repo}:")
+    for path, content in sorted(files.items()):
+        print(f"  {len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {path}")
+
+
+def reaching(repo_id: str, upload) -> str:
+    """`upload(api)`, every failure of which is one sentence: ValueError of ours, ConnectionError of the Hub's."""
+    try:
+        return upload(HfApi())
     except ValueError:
         raise
     except Exception as error:  # each version of huggingface_hub has the errors of another HTTP client
@@ -337,6 +434,96 @@ def push(
         raise ConnectionError(
             f"{repo_id} was not pushed ({reason}); see that the Hub can be reached and that `hf auth login` was run"
         ) from error
+
+
+def push_adapter(
+    adapter_dir: str | Path,
+    repo_id: str,
+    base_repo: str | None = None,
+    code_repo: str = CODE_REPO,
+    private: bool = False,
+    dry_run: bool = False,
+) -> str | None:
+    """Publish an adapter that fine-tuning saved as one commit: adapter, processor, results and a card made from them.
+
+    Args:
+        adapter_dir: the folder with adapter_config.json.
+        repo_id: `owner/name`; created if it does not exist.
+        base_repo: repository of the base model; by default what the adapter names, or that of the shipped checkpoint.
+        code_repo, private, dry_run: as for `push`.
+
+    Returns the commit's URL, None for a dry run. Raises ValueError with one sentence where the adapter does not load,
+    nobody else could load its base model, or the base's weights on the Hub are others than it was trained on; or
+    ConnectionError as `push`.
+    """
+    adapter_dir = Path(adapter_dir)
+    base = base_of(adapter_dir)
+    base_repo = base_repo or published_base(base, adapter_dir)
+    model, _ = load(adapter_dir, None, "cpu")
+    results = adapter_results(adapter_dir)
+    config = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_repo
+    files = {path.name: path for pattern in PUSHED for path in sorted(adapter_dir.glob(pattern))}
+    files.pop("generation_config.json", None)  # the base has it
+    described = with_auto_map(adapter_dir, {"model_type": model.config.model_type}, code_repo)
+    files["processor_config.json"] = described["processor_config.json"]
+    files[ADAPTER_CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    card = Path(base) / "README.md"
+    if dry_run:
+        files["README.md"] = adapter_card(repo_id, base_repo, results, card if card.is_file() else None).encode()
+        return show(adapter_dir, repo_id, code_repo, files)
+
+    def upload(api: HfApi) -> str:
+        if not api.repo_exists(base_repo):
+            raise ValueError(f"the base model {base_repo} is not on the Hub; push it first, or name it by --base-repo")
+        published = api.get_paths_info(base_repo, ["model.safetensors"])
+        if published and published[0].lfs and published[0].lfs.sha256 != results["base_weights_sha256"]:
+            raise ValueError(f"{base_repo} holds other weights than {adapter_dir} was trained on; push {base} there")
+        found = card if card.is_file() else None
+        if found is None and api.file_exists(base_repo, "README.md"):
+            found = Path(api.hf_hub_download(base_repo, "README.md"))
+        files["README.md"] = adapter_card(repo_id, base_repo, results, found).encode()
+        return commit(api, repo_id, files, f"Push {repo_id.split('/')[-1]}", private)
+
+    return reaching(repo_id, upload)
+
+
+def published_base(base: str, adapter_dir: Path) -> str:
+    """The repository of an adapter's base model; ValueError where it is a folder that only its owner has."""
+    if not Path(base).is_absolute() and base.count("/") == 1:
+        return base
+    for task, name in DEFAULT_CHECKPOINTS.items():
+        if Path(base).resolve() == Path(default_checkpoint(task)).resolve():
+            return f"{HUB_ORGANISATION}/{name}"
+    raise ValueError(
+        f"{adapter_dir} was trained on the folder {base}, which nobody else has; push that model first and name its "
+        "repository by --base-repo"
+    )
+
+
+def adapter_results(adapter_dir: Path) -> dict:
+    """What fine-tuning measured; ValueError where the file is not there."""
+    try:
+        return json.loads((adapter_dir / ADAPTER_RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{adapter_dir} has no {ADAPTER_RESULTS} to make a card from ({error})") from None
+
+
+def adapter_card(repo_id: str, base_repo: str, results: dict, base_card: Path | None) -> str:
+    """The README.md of an adapter; its licence is that of the base model."""
+    from .finetuning import table
+
+    text = base_card.read_text(encoding="utf-8") if base_card else ""
+    data = ModelCardData(
+        license=ModelCard(text).data.license,
+        library_name="peft",
+        pipeline_tag="image-to-text",
+        base_model=base_repo,
+        tags=["epigraph", "lora", "handwriting", "mathematics", "latex"],
+    )
+    return ADAPTER_CARD.format(
+        front=data.to_yaml(), repo=repo_id, base=base_repo, results=table(results), command=results["command"]
+    )
 
 
 def main(args: list[str] | None = None):
@@ -362,5 +549,19 @@ def main(args: list[str] | None = None):
     parser.add_argument(
         "--dry-run", action="store_true", help="write MODEL_DIR/README.md, list the files, push nothing"
     )
-    if url := push(**vars(parser.parse_args(args))):
+    parser.add_argument("--base-repo", help="of an adapter: the repository of its base model, owner/name")
+    arguments = vars(parser.parse_args(args))
+    base_repo = arguments.pop("base_repo")
+    if is_adapter(arguments["model_dir"]):
+        for name in ("card", "results", "with_code"):
+            if arguments.pop(name):
+                option = "push-code" if name == "with_code" else name
+                raise ValueError(f"--{option} is for whole models, and {arguments['model_dir']} is an adapter")
+        arguments["adapter_dir"] = arguments.pop("model_dir")
+        url = push_adapter(**arguments, base_repo=base_repo)
+    elif base_repo:
+        raise ValueError(f"--base-repo is for adapters, but {arguments['model_dir']} holds no {ADAPTER_CONFIG}")
+    else:
+        url = push(**arguments)
+    if url:
         print(url)

@@ -1,0 +1,356 @@
+"""Fine-tuning: what is trained and what stays, new symbols from folder to reading, adapters on disk and on the Hub."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from drawings import BAR, TEXTS, WAVE
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import epigraph
+from epigraph import hub as publishing
+from epigraph.data.ink import render
+from epigraph.finetuning import FinetuneArguments, hold_out, main
+from epigraph.reading import load
+from epigraph.training import RecipeError, parse_recipe
+
+pytest.importorskip("peft")
+datasets = pytest.importorskip("datasets")
+ROOT = Path(__file__).resolve().parent.parent
+# The drawing of "1" gets a name that the model has never seen.
+NEW = {r"\Omega": BAR, r"\Omega + x": WAVE}
+
+
+def write_folder(folder: Path, labels: dict) -> Path:
+    """Images with a metadata.csv."""
+    folder.mkdir()
+    with (folder / "metadata.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "text"])
+        for number, (text, strokes) in enumerate(labels.items()):
+            render(strokes).save(folder / f"{number}.png")
+            table.writerow([f"{number}.png", text])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def formulas(tmp_path_factory):
+    """The example formulas as parquet of ink."""
+    rows = []
+    for file in sorted((ROOT / "examples" / "handwritten-math").glob("*.json")):
+        ink = json.loads(file.read_text())
+        if "text" in ink:
+            rows.append({"id": file.stem, "text": ink["text"], "strokes": ink["strokes"]})
+    path = tmp_path_factory.mktemp("formulas") / "formulas.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def taught(reader, tmp_path_factory):
+    """Output folder of a LoRA run that has learnt \\Omega from a folder of images; merged, too."""
+    folder = tmp_path_factory.mktemp("taught")
+    data = write_folder(folder / "mine", {**TEXTS, **NEW})
+    run("--lora", "--merge", "--model", reader, "--train_data", data, "--output_dir", folder / "run",
+        "--new_symbols", "auto", "--eval_share", 0, "--eval_data", data, "--learning_rate", 0.02,
+        "--max_steps", 60, "--rank", 8)  # fmt: skip
+    return folder / "run"
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def quick(model, data, folder, *more):
+    """A run of four steps."""
+    run("--model", model, "--train_data", data, "--output_dir", folder, "--max_steps", 4, "--save_steps", 2,
+        "--logging_steps", 1, "--warmup_steps", 1, *more)  # fmt: skip
+
+
+def trained_state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint-4" / "model.safetensors")
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_lora_changes_nothing_but_the_adapter(tiny_comer, formulas, tmp_path):
+    quick(tiny_comer, formulas, tmp_path / "run", "--lora", "--eval_share", 0)
+    base, state = load_file(tiny_comer / "model.safetensors"), trained_state(tmp_path / "run")
+    plain = {name.replace(".base_layer", ""): tensor for name, tensor in state.items() if "lora_" not in name}
+    assert plain.keys() == base.keys()
+    assert all(torch.equal(plain[name], base[name]) for name in base)
+    assert [name for name in base if name.endswith("running_var")], "BatchNorm's statistics are among them"
+    # B starts at zero, so that what differs has been trained.
+    moved = {name.split(".lora_B")[0] for name, tensor in state.items() if "lora_B" in name and tensor.any()}
+    kinds = ("q_proj", "o_proj", "fc1", "fc2", "stem.conv", "bottleneck.conv", "growth.conv", "projection.conv")
+    for kind in (*kinds, "feature_proj"):
+        assert any(name.endswith(kind) for name in moved), kind
+    saved = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    assert all("lora_" in name for name in saved)
+    assert not list((tmp_path / "run" / "final").glob("*.bin"))
+    results = json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())
+    assert results["weights"]["trained"] == sum(tensor.numel() for tensor in saved.values())
+    assert results["weights"]["parameters"] == load(tiny_comer)[0].num_parameters()
+
+
+def test_full_fine_tuning_leaves_batch_norm_alone(tiny_comer, formulas, tmp_path):
+    quick(tiny_comer, formulas, tmp_path / "run", "--eval_share", 0)
+    base, state = load_file(tiny_comer / "model.safetensors"), trained_state(tmp_path / "run")
+    changed = {name for name in base if not torch.equal(base[name], state[name])}
+    still = set(base) - changed
+    assert "lm_head.weight" in changed and "encoder.stem.conv.weight" in changed
+    norms = {name.rsplit(".", 1)[0] for name in base if name.endswith("running_mean")}
+    assert norms and all(name.rsplit(".", 1)[0] in norms for name in still)
+    assert all(f"{norm}.{part}" in still for norm in norms for part in ("running_mean", "running_var", "weight"))
+    assert (tmp_path / "run" / "final" / "config.json").is_file(), "a model of its own"
+
+
+def test_resumed_run_takes_the_same_steps(tiny_comer, formulas, tmp_path):
+    arguments = (tiny_comer, formulas, tmp_path / "run", "--lora")
+    quick(*arguments)
+    whole = losses(tmp_path / "run")
+    adapter = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "final")
+    quick(*arguments, "--resume")
+    assert losses(tmp_path / "run") == pytest.approx(whole, abs=1e-6) and sorted(whole) == [1, 2, 3, 4]
+    again = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in adapter.items())
+
+
+def test_new_symbol_is_read(taught, reader):
+    results = json.loads((taught / "final" / "finetuning.json").read_text())
+    assert results["new_symbols"] == [r"\Omega"]
+    assert results["held_out"]["before"]["exprate"] < results["held_out"]["after"]["exprate"] == 1
+    assert epigraph.read(BAR, model=taught / "final").text == r"\Omega"
+    assert epigraph.read(BAR, model=taught / "merged").text == r"\Omega"
+    assert epigraph.read(BAR, model=reader).text == "1", "the base is as it was"
+    changes = [json.loads(line) for line in (taught / "readings.jsonl").read_text().splitlines()]
+    assert {row["text"]: row["after"] for row in changes} == {text: text for text in {**TEXTS, **NEW}}
+
+
+def test_adapter_with_new_symbols_loads_by_auto_model(taught, reader):
+    adapted, processor = load(taught / "final")
+    by_auto = AutoModel.from_pretrained(taught / "final").eval()
+    merged = AutoModel.from_pretrained(taught / "merged").eval()
+    assert by_auto.config.vocab_size == len(processor.tokenizer) == load(reader)[0].config.vocab_size + 1
+    assert by_auto.config.grammar == adapted.config.grammar == merged.config.grammar
+    batch = processor(images=[render(BAR), render(WAVE)], text=list(NEW))
+    with torch.no_grad():
+        expected = by_auto(**batch).logits
+        assert expected.shape[-1] == len(processor.tokenizer)
+        for model in (adapted, merged):
+            torch.testing.assert_close(model(**batch).logits, expected, atol=2e-4, rtol=1e-3)
+    assert epigraph.read(BAR, model=by_auto, processor=processor).text == r"\Omega"
+    with pytest.raises(ValueError, match="writes symbols that its processor lacks"):
+        epigraph.read(BAR, model=by_auto)
+    assert epigraph.read(BAR, model=adapted).text == r"\Omega", "a loaded adapter knows its processor"
+
+
+def test_new_command_enters_the_grammar(tiny_comer, tmp_path):
+    data = write_folder(tmp_path / "mine", {r"\hat { x }": BAR, "x": WAVE})
+    quick(tiny_comer, data, tmp_path / "run", "--lora", "--new_symbols", r"\hat", "--eval_share", 0)
+    model, processor = load(tmp_path / "run" / "final")
+    assert model.config.grammar["one"] == [processor.tokenizer.get_vocab()[r"\hat"]]
+
+
+def test_labels_with_unknown_symbols_are_left_out_with_a_hint(tiny_comer, tmp_path, caplog):
+    data = write_folder(tmp_path / "mine", {r"\Omega": BAR, "x": WAVE, "y": BAR})
+    (data / "2.png").write_bytes(b"no image")
+    quick(tiny_comer, data, tmp_path / "run", "--eval_share", 0)
+    assert "add --new_symbols auto" in caplog.text and "2: not an image" in caplog.text
+    assert json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())["examples"] == 1
+
+
+def test_inkml_folder(tiny_comer, tmp_path):
+    for number, x in enumerate((10, 20, 30)):
+        (tmp_path / f"{number}.inkml").write_text(
+            '<ink xmlns="http://www.w3.org/2003/InkML"><annotation type="truth">$x^2$</annotation>'
+            f"<trace>0 0, {x} 40</trace><trace>{x} 0, 0 40</trace></ink>"
+        )
+    quick(tiny_comer, tmp_path, tmp_path / "run", "--lora")
+    results = json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())
+    assert (results["examples"], results["held_out"]["n"]) == (2, 1)
+
+
+def test_large_images_are_shrunk_not_left_out(tiny_comer, tmp_path):
+    data = write_folder(tmp_path / "mine", {"x": BAR})
+    Image.open(data / "0.png").resize((1600, 1200)).save(data / "0.png")
+    quick(tiny_comer, data, tmp_path / "run", "--eval_share", 0)
+    assert json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())["examples"] == 1
+
+
+def test_hold_out_is_of_the_asked_size_and_repeats():
+    rows = datasets.Dataset.from_dict({"id": [str(number) for number in range(10)]})
+    kept, held = hold_out(rows, 0.3, seed=5)
+    assert len(held) == 3 and sorted(kept["id"][:] + held["id"][:]) == rows["id"][:]
+    assert held["id"][:] == hold_out(rows, 0.3, seed=5)[1]["id"][:] != hold_out(rows, 0.3, seed=6)[1]["id"][:]
+    assert hold_out(rows, 0, seed=5) == (rows, None)
+
+
+def test_settings_follow_the_amount_of_data():
+    args = FinetuneArguments(output_dir="x", train_data="y", lora=True)
+    few, many = args.scaled_to(10), args.scaled_to(100_000)
+    assert (few.max_steps, many.max_steps) == (100, 2000) and args.scaled_to(100).max_steps == 520
+    assert few.learning_rate > FinetuneArguments(output_dir="x", train_data="y").scaled_to(10).learning_rate
+
+
+def test_recipe_and_command_line(tmp_path):
+    recipe = ROOT / "recipes" / "comer_lora.yaml"
+    more = ["--train_data", "mine", "--output_dir", "out", "--lora", "--rank", "4"]
+    args = parse_recipe(["--recipe", str(recipe), *more], FinetuneArguments)
+    plain = FinetuneArguments(output_dir="out", train_data="mine", lora=True, rank=4)
+    assert args == plain.scaled_to(1).__class__(**{**vars(plain), "learning_rate": args.learning_rate})
+    assert args.learning_rate == plain.scaled_to(1).learning_rate, "the recipe writes the defaults out"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lora", "--target_modules", "queries"], "target_modules: .*queries"),
+        (["--new_symbols", "omega"], "new_symbols: 'omega' is not one token"),
+        (["--eval_share", "1"], "eval_share must be at least 0 and below 1, not 1.0"),
+        (["--freeze_norms_at", "5"], "fine-tuning never moves BatchNorm"),
+        (["--augmentation", '{"rotatoin": 2}'], "augmentation: unknown key rotatoin"),
+        (["--train_data", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(tiny_comer, formulas, tmp_path, arguments, message):
+    with pytest.raises((RecipeError, FileNotFoundError), match=message):
+        quick(tiny_comer, formulas, tmp_path / "run", *arguments)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_runs_and_adapters_are_not_built_upon_by_mistake(taught, formulas, tmp_path):
+    with pytest.raises(RecipeError, match="already holds checkpoints; add --resume"):
+        quick(taught / "merged", formulas, taught)
+    with pytest.raises(ValueError, match="final is an adapter; start from its base model"):
+        quick(taught / "final", formulas, tmp_path / "run", "--lora")
+    one = write_folder(tmp_path / "one", {"x": BAR})
+    with pytest.raises(ValueError, match="one formula cannot be trained on and measured with"):
+        quick(taught / "merged", one, tmp_path / "run")
+
+
+# ---------------------------------------------------------------------------------------------- reading with adapters
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.pop("base_model_name_or_path"), "adapter_config.json cannot be used .KeyError"),
+        (lambda c: c.update(base_model_name_or_path=""), "names no base_model_name_or_path"),
+        (lambda c: c.update(base_model_name_or_path="/no/such"), "its base model cannot be loaded: /no/such: no such"),
+        (lambda c: c.update(r=3), "the adapter does not fit its base model"),
+        (lambda c: c.update(target_modules=["fc1", "fc2", "lm_head"]), "the adapter does not fit its base model"),
+        (lambda c: c.update(base_model_name_or_path="ITSELF"), "is an adapter, too; merge that one first"),
+    ],
+)
+def test_damaged_adapter_is_one_sentence(taught, tmp_path, change, message):
+    folder = shutil.copytree(taught / "final", tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    change(config)
+    text = json.dumps(config).replace("ITSELF", str(folder))
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_adapter_is_never_opened(taught, tmp_path):
+    folder = shutil.copytree(taught / "final", tmp_path / "adapter")
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="an adapter without adapter_model.safetensors"):
+        load(folder)
+
+
+def test_evaluation_takes_an_adapter(taught, tmp_path):
+    from epigraph.evaluation import main as evaluate
+
+    data = write_folder(tmp_path / "data", NEW)
+    evaluate(["--model", str(taught / "final"), "--data", str(data), "--output", str(tmp_path / "results.json")])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["weights_sha256"] == publishing.weights_sha256(taught / "final")
+    assert next(row["value"] for row in results["rows"] if row["metric"] == "exprate") == 1
+
+
+# -------------------------------------------------------------------------------------------------------- publishing
+
+
+def test_adapter_of_a_folder_is_not_pushed_without_a_repository(taught, monkeypatch):
+    monkeypatch.setattr(publishing, "HfApi", lambda: pytest.fail("a Hub was contacted"))
+    with pytest.raises(ValueError, match="which nobody else has; push that model first and name its repository by"):
+        publishing.main([str(taught / "final"), "org/mine"])
+    with pytest.raises(ValueError, match="--card is for whole models"):
+        publishing.main([str(taught / "final"), "org/mine", "--card", "card.md"])
+    with pytest.raises(ValueError, match="--base-repo is for adapters"):
+        publishing.main([str(taught / "merged"), "org/mine", "--base-repo", "org/base"])
+
+
+def test_shipped_checkpoint_is_known_by_its_repository(taught):
+    folder = str(Path(epigraph.reading.default_checkpoint("maths")).resolve())
+    assert publishing.published_base(folder, taught) == "epigraph/comer-hme"
+    assert publishing.published_base("someone/model", taught) == "someone/model"
+
+
+def test_adapter_from_the_hub_is_the_adapted_model(taught, reader, hub, hub_env, run_python, tmp_path):
+    push = str(ROOT / "scripts" / "push_to_hub.py")
+    arguments = [push, str(taught / "final"), "org/mine", "--base-repo", "org/base", "--code-repo", "org/code"]
+    refused = run_python(arguments, hub_env, ok=False)
+    assert refused.returncode and "the base model org/base is not on the Hub" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    run_python(
+        f"from huggingface_hub import HfApi\napi = HfApi()\napi.create_repo('org/base')\n"
+        f"api.upload_folder(repo_id='org/base', folder_path={str(reader)!r})\n"
+        f"from epigraph.hub import push_code\npush_code('org/code')",
+        hub_env,
+    )
+    run_python(arguments, hub_env)
+    files = hub.model("org/mine").files
+    assert "model.safetensors" not in files and "config.json" not in files
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+    assert str(reader) not in files["adapter_config.json"].decode() + files["README.md"].decode()
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.library_name) == ("org/base", "peft")
+    assert "| after | 100.0 %" in card.text and "2 of" not in card.text
+
+    model, processor = load(taught / "final")
+    batch = processor(images=[render(BAR)], text=[r"\Omega"])
+    with torch.no_grad():
+        logits = model(**batch).logits
+    torch.save({"batch": dict(batch), "logits": logits}, tmp_path / "expected.pt")
+    code = f"""
+import torch
+from transformers import AutoModel, AutoProcessor
+IMPORT
+expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
+model = AutoModel.from_pretrained("org/mine"HOW).eval()
+with torch.no_grad():
+    logits = model(**expected["batch"]).logits
+torch.testing.assert_close(logits, expected["logits"], atol=2e-4, rtol=1e-3)
+processor = AutoProcessor.from_pretrained("org/mine"HOW)
+assert len(processor.tokenizer) == model.config.vocab_size == logits.shape[-1]
+READ
+"""
+    read = f"assert epigraph.read({BAR!r}, model='org/mine').text == r'\\Omega'"
+    run_python(code.replace("IMPORT", "import epigraph").replace("HOW", "").replace("READ", read), hub_env)
+    # The base was pushed without auto_map: only its processor could be had without the package.
+
+
+def test_adapter_is_not_pushed_onto_other_weights(taught, tiny_comer, hub, monkeypatch):
+    api = publishing.HfApi(endpoint=hub.url, token="test-token")
+    api.create_repo("org/base")
+    api.upload_folder(repo_id="org/base", folder_path=tiny_comer)
+    monkeypatch.setattr(publishing, "HfApi", lambda: api)
+    with pytest.raises(ValueError, match="org/base holds other weights than .* was trained on"):
+        publishing.push_adapter(taught / "final", "org/mine", "org/base")
+    assert ("model", "org/mine") not in hub.repos
