@@ -190,7 +190,7 @@ def test_bad_zip_files(tmp_path, monkeypatch):
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
     with pytest.raises(ValueError, match="broken.zip: not a readable zip"):
         load_formulas(tmp_path / "broken.zip")
-    with pytest.raises(ValueError, match="other.zip: no caption.txt"):
+    with pytest.raises(ValueError, match="other.zip: no captions in it; expected CoMER's"):
         load_formulas(zipped(tmp_path / "other.zip", {"readme": b"x"}))
     with pytest.raises(ValueError, match=r"bomb.zip/train/caption.txt: larger than 20 MB"):
         load_formulas(zipped(tmp_path / "bomb.zip", {"train/caption.txt": b"0" * (21 * 2**20)}))
@@ -287,3 +287,108 @@ def test_official_captions_stay_as_they_are():
     assert len(kept) == report.labels == 986 and not report.rejected
     assert kept["text"][:] == rows["text"][:]
     assert kept[0]["image"].size == rows[0]["image"].size
+
+
+# ---------------------------------------------------------------------------------- MathWriting and HME100K
+
+
+def write_mathwriting(root):
+    """Its folders and annotations, with ink and labels of our own."""
+    trace = "<trace id='0'>10.5 2 0, 11 30.25 16</trace><trace id='1'>0 15 200.5, 20 15 210</trace>"
+    channels = "".join(f"<channel name='{name}' type='decimal'/>" for name in "XYT")
+    for split, name, label, normal in [
+        ("train", "00a1", r"\dfrac{1}2", r"\frac{1}{2}"),
+        ("train", "00a2", r"x\, y", "xy"),
+        ("valid", "00b1", r"\mathbb{R}^n", r"\mathbb{R}^{n}"),
+        ("test", "00c1", "a+b", None),
+        ("symbols", "00d1", r"\alpha", None),
+        ("synthetic", "00e1", "z_1", "z_{1}"),
+    ]:
+        notes = {"sampleId": name, "splitTagOriginal": split, "inkCreationMethod": "human", "label": label}
+        notes |= {} if normal is None else {"normalizedLabel": normal}
+        text = "".join(f"<annotation type='{kind}'>{value}</annotation>" for kind, value in notes.items())
+        path = root / split / f"{name}.inkml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "<?xml version='1.0' encoding='UTF-8'?><ink xmlns='http://www.w3.org/2003/InkML'>"
+            f"{text}<traceFormat>{channels}</traceFormat>{trace}</ink>"
+        )
+    (root / "symbols.jsonl").write_text("{}")
+
+
+def test_mathwriting(tmp_path):
+    write_mathwriting(tmp_path)
+    dataset = load_formulas(tmp_path)
+    assert sorted(set(dataset["split"])) == ["symbols", "synthetic", "test", "train", "valid"]
+    train = load_formulas(tmp_path, split="train")
+    assert train["text"][:] == [r"\frac { 1 } { 2 }", "x y"] and train["id"][:] == ["train/00a1", "train/00a2"]
+    assert train[0]["strokes"] == [[10.5, 2, 11, 30.25], [0, 15, 20, 15]] and train[0]["truth"] == r"\frac{1}{2}"
+    assert load_formulas(tmp_path, split="test")["text"][:] == ["a + b"], "the label where there is no normal one"
+    assert load_formulas(tmp_path / "train", split="train")["text"][:] == train["text"][:], "its files say the split"
+    with pytest.raises(ValueError, match="no split 'dev'; there are symbols, synthetic, test, train, valid"):
+        load_formulas(tmp_path, split="dev")
+
+
+def test_only_the_splits_files_are_read_and_bad_ones_are_named(tmp_path):
+    write_mathwriting(tmp_path)
+    (tmp_path / "train" / "00a0.inkml").write_bytes(b"<ink><trace>")
+    (tmp_path / "train" / "00a9.inkml").write_bytes(b"")
+    (tmp_path / "valid" / "00b0.inkml").write_bytes(b"<ink><trace>")
+    train = load_formulas(tmp_path, split="train")
+    assert len(train) == 2
+    assert "4 labels, 2 kept, 2 rejected" in train.info.description and "train/00a0" in train.info.description
+    assert "valid" not in train.info.description
+
+
+def test_a_writer_is_kept(tmp_path):
+    (tmp_path / "a.inkml").write_text(
+        "<ink><annotation type='writer'>w7</annotation><annotation type='truth'>x</annotation><trace>1 2</trace></ink>"
+    )
+    write_inkml(tmp_path / "b.inkml", "y")
+    assert load_formulas(tmp_path)["writer"][:] == ["w7", None]
+
+
+def write_hme100k(root, nested=False):
+    for split, lines in {
+        "train": ["train_0.jpg\tx ^ { 2 }", "train_1.jpg\t\\frac { 1 } { 2 }", "train_2.jpg\t"],
+        "test": ["test_0.jpg\ta + b", "test_1\tc", "gone.jpg\td", "../train/train_0.jpg\te"],
+    }.items():
+        folder = root / split if nested else root
+        (folder / f"{split}_images").mkdir(parents=True)
+        (folder / f"{split}_labels.txt").write_text("\n".join(lines) + "\n")
+        for index in range(3):
+            (folder / f"{split}_images" / f"{split}_{index}.jpg").write_bytes(picture(50 * index, "JPEG"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_hme100k(tmp_path, nested):
+    write_hme100k(tmp_path, nested)
+    (tmp_path / "class_labels.txt").write_text("no images stand beside this one")
+    train = load_formulas(tmp_path, split="train")
+    assert train["id"][:] == ["train_0", "train_1"]
+    assert train["text"][:] == ["x ^ { 2 }", r"\frac { 1 } { 2 }"]
+    assert train[1]["image"].size == (6, 4)
+    dataset = load_formulas(tmp_path)
+    assert dataset["split"][:] == ["test", "test", "train", "train"] and dataset["id"][:2] == ["test_0", "test_1"]
+    described = dataset.info.description
+    assert "7 labels, 4 kept, 3 rejected" in described and "train_2.jpg: no caption in line 3" in described
+    assert "gone.jpg: no image of that name" in described and "../train/train_0.jpg: not a file name" in described
+
+
+def test_hme100k_zipped(tmp_path):
+    write_hme100k(tmp_path / "files")
+    path = tmp_path / "train.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((tmp_path / "files").rglob("*")):
+            if "train" in file.name and file.is_file():
+                archive.write(file, f"./train/{file.relative_to(tmp_path / 'files')}")
+    dataset = load_formulas(path)
+    assert dataset["id"][:] == ["train_0", "train_1"] and set(dataset["split"]) == {"train"}
+    assert dataset[0]["image"].size == (6, 4)
+
+
+def test_captions_beyond_all_measure_are_refused(tmp_path, monkeypatch):
+    write_hme100k(tmp_path)
+    monkeypatch.setattr("epigraph.data.readers.MAX_TABLE_BYTES", 10)
+    with pytest.raises(ValueError, match="test_labels.txt: larger than"):
+        load_formulas(tmp_path)

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from safetensors.torch import load_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from .data.dictionary import read_dictionary
 from .models.configuration_comer import CoMERConfig
 from .models.grammar_comer import grammar_from_vocabulary
 from .models.modeling_comer import CoMERForConditionalGeneration
@@ -174,14 +175,6 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
-def read_dictionary(path: str | Path) -> list[str]:
-    """Symbols, one a line; ConversionError naming the file where it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"The dictionary {path} cannot be read ({error}).") from None
-
-
 def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
     """Loads `state_dict` into a model on the meta device; ConversionError unless names and shapes are exactly its."""
     wanted = model.state_dict()
@@ -237,7 +230,7 @@ def convert_comer(
         dictionary: one symbol a line in the order of their ids; CROHME's 110 symbols if None.
 
     Raises:
-        ConversionError: one sentence that says what is wrong with which file. Nothing is written then.
+        ValueError: one sentence that says what is wrong with which file. Nothing is written then.
         OSError: the folder cannot be written; nothing half-written is left.
     """
     out_dir = Path(out_dir)

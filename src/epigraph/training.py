@@ -443,6 +443,8 @@ def train(model, loader, args: LoopArguments, evaluate=None, save_extra=None) ->
         FloatingPointError: the loss is not finite.
         OSError: a checkpoint or model could not be saved; what was saved before is intact.
     """
+    if getattr(getattr(model, "config", None), "score_calibration", None):
+        model.config.score_calibration = None  # fitted to the weights as they were
     run = _Run(model, args, save_extra)
     progress, accelerator = run.progress, run.accelerator
     hidden = not accelerator.is_main_process
@@ -508,6 +510,7 @@ def main(argv: list[str] | None = None) -> None:
     """Trains what a recipe says; see `PretrainArguments`."""
     import epigraph  # noqa: F401  registers the Auto classes
 
+    from .data.dictionary import symbols_of
     from .data.readers import load_formulas, normalise_labels
     from .models.grammar_comer import grammar_from_vocabulary
     from .models.image_processing import TextImageProcessorKwargs
@@ -516,22 +519,26 @@ def main(argv: list[str] | None = None) -> None:
 
     args = parse_recipe(sys.argv[1:] if argv is None else argv)
     set_seed(args.seed)
-    _refuse_unknown("processor", args.processor, TextImageProcessorKwargs.__annotations__)
+    _refuse_unknown("processor", args.processor, {"symbols", *TextImageProcessorKwargs.__annotations__})
     if isinstance(args.model, dict):
         settings = dict(args.model)
         model_type = settings.pop("model_type")
         if model_type not in CONFIG_MAPPING:
             raise RecipeError(f"model: there is no model_type {model_type!r}.")
         _refuse_unknown("model", settings, CONFIG_MAPPING[model_type].__dataclass_fields__)
+        rows = load_formulas(args.train_data, args.train_split)
+        if "symbols" in args.processor:
+            args.processor["symbols"] = symbols_of(args.processor["symbols"], rows["text"])
         processor = comer_processor(**args.processor)
         vocabulary = processor.tokenizer.get_vocab()
         settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **settings}
         model = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
     else:
         model, processor = load(args.model, None, "cpu", "float32")
+        rows = load_formulas(args.train_data, args.train_split)
 
     vocabulary = processor.tokenizer.get_vocab()
-    rows, _ = normalise_labels(load_formulas(args.train_data, args.train_split), vocabulary)
+    rows, _ = normalise_labels(rows, vocabulary)
     loader = formula_loader(rows, processor, args)
     evaluate = None
     if args.eval_data:

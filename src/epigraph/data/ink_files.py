@@ -36,12 +36,14 @@ class Ink:
         label: the truth as the file states it (raw LaTeX), or None.
         name: what to call this ink in messages, usually the file name.
         symbols: `(label, stroke indices)` for every symbol of a hand-made segmentation; empty if there is none.
+        notes: what else the file says of the whole ink, by kind: `writer`, `splitTagOriginal` ...
     """
 
     strokes: list[np.ndarray]
     label: str | None = None
     name: str = "ink"
     symbols: list[tuple[str, list[int]]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def as_strokes(strokes: Iterable, name: str = "ink") -> list[np.ndarray]:
@@ -158,7 +160,7 @@ def read_inkml(source: str | Path | bytes, name: str | None = None) -> Ink:
         if points:
             index_of |= {_identity(part) or str(len(strokes)): len(strokes) for part in parts}
             strokes.append(points)
-    return Ink(as_strokes(strokes, name), _truth(root), name, _segmentation(root, index_of))
+    return Ink(as_strokes(strokes, name), _truth(root), name, _segmentation(root, index_of), _notes(root))
 
 
 def _whole_traces(traces: list[Element]) -> Iterator[tuple[list[str], list[Element]]]:
@@ -263,9 +265,14 @@ def _identity(element: Element) -> str | None:
     return element.get("id") or element.get("{http://www.w3.org/XML/1998/namespace}id")
 
 
+def _notes(element: Element) -> dict[str, str]:
+    """The annotations of an element by their type."""
+    return {child.get("type", ""): (child.text or "").strip() for child in element if _tag(child) == "annotation"}
+
+
 def _truth(element: Element) -> str | None:
     """The annotation of an element that holds its truth: `truth` in CROHME, `normalizedLabel` in MathWriting."""
-    notes = {child.get("type"): (child.text or "").strip() for child in element if _tag(child) == "annotation"}
+    notes = _notes(element)
     return notes.get("truth") or notes.get("normalizedLabel") or notes.get("label") or None
 
 

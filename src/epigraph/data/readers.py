@@ -10,9 +10,12 @@ The formula schema, a `datasets.Dataset`:
 | `strokes` | or, instead of `image`: list of flat `[x0, y0, x1, y1, ...]`, y down, any unit (`epigraph.data.ink`) |
 | `split`, `source`, `writer`, `truth`, `symbols`, `text_source` | where known; `symbols` are `{"label", "strokes"}` |
 
-Parquet files in this schema are read as they are; CROHME InkML folders, the official image layout of CoMER and image
-folders with a metadata file are brought into it. Single bad files are left out, counted in a logged report, which
-also stands in `dataset.info.description`.
+Parquet files in this schema are read as they are; InkML folders (CROHME, MathWriting), the image layouts of CoMER and
+HME100K, and image folders with a metadata file are brought into it. Single bad files are left out, counted in a logged
+report, which also stands in `dataset.info.description`.
+
+The layouts of data sets that are not at hand here, MathWriting and HME100K, are followed as their publications and the
+code of others describe them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .ink_files import InkError, read_inkml
@@ -40,6 +43,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg")
 # Bounds on archives and tables that come from outside.
 MAX_MEMBER_BYTES = 20 * 2**20
+MAX_TABLE_BYTES = 500 * 2**20
 MAX_ARCHIVE_BYTES = 4 * 2**30
 MAX_ARCHIVE_MEMBERS = 1_000_000
 
@@ -50,12 +54,16 @@ def load_formulas(path: str | Path, split: str | None = None, source: str | None
     Args:
         path: one of
             * a parquet file in the schema, or a folder of such files;
-            * a folder with InkML files at any depth (CROHME); the truth is brought to the normal form of captions;
+            * a folder with InkML files at any depth (CROHME, MathWriting's `{train,valid,test,symbols,synthetic}`);
+              the truth, in MathWriting its `normalizedLabel`, is brought to the normal form of captions;
             * a folder or `data.zip` in CoMER's official layout, `data/{train,2014,...}/caption.txt` with `img/*.bmp`;
+            * a folder or zip file in HME100K's layout, `train_labels.txt` with `train_images/*.jpg`, and the same for
+              `test`, at any of the first three levels;
             * a folder with images and `metadata.csv` or `metadata.jsonl` (columns `file_name` and `text`).
             Environment variables such as `${EPIGRAPH_DATA}` are expanded.
         split: keep these rows only. The `split` column of parquet files (or the start of their names); for the
-            other layouts the name of the sub-folder.
+            other layouts the name of the sub-folder, in HME100K `train` or `test`. Files of InkML without a
+            sub-folder have the split that they name (MathWriting's `splitTagOriginal`).
         source: keep the rows with this value in the `source` column.
 
     Returns:
@@ -72,18 +80,19 @@ def load_formulas(path: str | Path, split: str | None = None, source: str | None
     if parquet := _files(path, ".parquet"):
         dataset = _load_parquet(parquet, path, split)
     elif inkml := _files(path, ".inkml"):
-        dataset = _in_memory(_inkml_rows(inkml, path, report), "strokes")
+        inkml = _inkml_of_split(inkml, path, split)
+        dataset = _in_memory(_inkml_rows(inkml, path, report), "strokes", len(inkml))
     elif path.suffix.lower() == ".zip":
         with _open_archive(path) as archive:
             dataset = _in_memory(_archive_rows(archive, path, report), "image")
-    elif captions := sorted({*path.glob("caption.txt"), *path.glob("*/caption.txt"), *path.glob("*/*/caption.txt")}):
+    elif captions := _caption_files(path):
         dataset = _in_memory(_caption_rows(captions, path, report), "image")
     elif tables := sorted(file for kind in ("csv", "jsonl") for file in path.glob(f"**/metadata.{kind}")):
         dataset = _in_memory(_metadata_rows(tables, path, report), "image")
     else:
         raise ValueError(
-            f"{path}: no formulas found; expected parquet or InkML files, caption.txt with img/, or metadata.csv or "
-            f".jsonl, but it holds {_listing(path)}."
+            f"{path}: no formulas found; expected parquet or InkML files, caption.txt with img/, train_labels.txt "
+            f"with train_images/, or metadata.csv or .jsonl, but it holds {_listing(path)}."
         )
     if report.labels:
         dataset.info.description = str(report)
@@ -192,6 +201,17 @@ def _load_parquet(files: list[Path], path: Path, split: str | None) -> Dataset:
 # ---------------------------------------------------------------------------------------------------- InkML
 
 
+def _inkml_of_split(files: list[Path], path: Path, split: str | None) -> list[Path]:
+    """Those in the split's sub-folder, so that the others need not be read, and those in none."""
+    if split is None or path.is_file():
+        return files
+    folders = {file: file.relative_to(path).parts[0] if file.parent != path else None for file in files}
+    kept = [file for file, folder in folders.items() if folder in (split, None)]
+    if not kept:
+        raise ValueError(f"{path}: no split '{split}'; there are {_names(set(folders.values()))}.")
+    return kept
+
+
 def _inkml_rows(files: list[Path], path: Path, report: LabelReport) -> Iterator[dict]:
     for file in files:
         name = file.relative_to(path) if file != path else Path(file.name)
@@ -212,7 +232,8 @@ def _inkml_rows(files: list[Path], path: Path, report: LabelReport) -> Iterator[
         yield {
             "id": name.with_suffix("").as_posix(),
             "text": " ".join(label.tokens),
-            "split": name.parts[0] if len(name.parts) > 1 else None,
+            "split": name.parts[0] if len(name.parts) > 1 else ink.notes.get("splitTagOriginal") or None,
+            "writer": ink.notes.get("writer") or None,
             "truth": ink.label,
             "strokes": [stroke.ravel().tolist() for stroke in ink.strokes],
             "symbols": [{"label": symbol, "strokes": indices} for symbol, indices in ink.symbols],
@@ -222,33 +243,80 @@ def _inkml_rows(files: list[Path], path: Path, report: LabelReport) -> Iterator[
 # ------------------------------------------------------------------------------------- images with captions
 
 
+def _caption_files(path: Path) -> list[Path]:
+    """Files of captions in the first three levels whose images stand beside them; see `_images_of`."""
+    found = {file for level in ("", "*/", "*/*/") for file in path.glob(f"{level}caption.txt")}
+    found |= {file for level in ("", "*/", "*/*/") for file in path.glob(f"{level}*_labels.txt")}
+    return sorted(file for file in found if file.name == "caption.txt" or _images_of(file)[0].is_dir())
+
+
+def _images_of(captions: PurePath) -> tuple[PurePath, str | None]:
+    """The folder of the images and the split: `img` beside CoMER's `train/caption.txt`, and for HME100K's
+    `train_labels.txt`, wherever it lies, `train_images`."""
+    if captions.name == "caption.txt":
+        return captions.parent / "img", captions.parent.name or None
+    split = captions.name.removesuffix("_labels.txt")
+    return captions.parent / f"{split}_images", split
+
+
 def _caption_rows(files: list[Path], path: Path, report: LabelReport) -> Iterator[dict]:
-    """CoMER's layout in folders: `<split>/caption.txt`, each line an image's name and its tokens."""
+    """Folders of images with a file of captions, each line an image's name and its tokens."""
     for file in files:
-        split = file.parent.name if file.parent != path else None
-        for key, tokens in _caption_lines(file.read_bytes(), file, report):
-            found = [f for suffix in IMAGE_SUFFIXES if (f := file.parent / "img" / f"{key}{suffix}").is_file()]
-            if found:
-                yield {"id": key, "text": tokens, "split": split, "image": {"path": str(found[0]), "bytes": None}}
-            else:
-                report.rejected.append((key, f"no image of that name in {file.parent / 'img'}"))
+        images, split = _images_of(file)
+        names = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
+        for key, tokens in _caption_lines(_table_bytes(file), file, report):
+            if image := _named_image(key, names, images, report):
+                yield {
+                    "id": _without_suffix(key),
+                    "text": tokens,
+                    "split": split if file.parent != path or file.name != "caption.txt" else None,
+                    "image": {"path": str(images / image), "bytes": None},
+                }
 
 
 def _archive_rows(archive: zipfile.ZipFile, path: Path, report: LabelReport) -> Iterator[dict]:
     """The same from a zip file. Members are read in memory, so that their names never become paths."""
-    names = set(archive.namelist())
-    captions = sorted(name for name in names if PurePosixPath(name).name == "caption.txt")
+    members = {PurePosixPath(name): name for name in archive.namelist()}
+    folders = {member.parent for member in members}
+    captions = sorted(
+        member
+        for member in members
+        if member.name == "caption.txt" or (member.name.endswith("_labels.txt") and _images_of(member)[0] in folders)
+    )
     if not captions:
-        raise ValueError(f"{path}: no caption.txt in it; expected CoMER's layout, <split>/caption.txt and img/*.bmp.")
-    for caption in captions:
-        folder = PurePosixPath(caption).parent
-        for key, tokens in _caption_lines(_member(archive, caption, path), f"{path}/{caption}", report):
-            found = [name for suffix in IMAGE_SUFFIXES if (name := f"{folder}/img/{key}{suffix}") in names]
-            if found:
-                image = {"path": None, "bytes": _member(archive, found[0], path)}
-                yield {"id": key, "text": tokens, "split": folder.name or None, "image": image}
-            else:
-                report.rejected.append((key, f"no image of that name in {folder}/img"))
+        raise ValueError(
+            f"{path}: no captions in it; expected CoMER's layout, <split>/caption.txt and img/*.bmp, or HME100K's, "
+            "train_labels.txt and train_images/*.jpg."
+        )
+    for file in captions:
+        images, split = _images_of(file)
+        names = {member.name for member in members if member.parent == images}
+        for key, tokens in _caption_lines(_member(archive, members[file], path), f"{path}/{file}", report):
+            if image := _named_image(key, names, images, report):
+                content = {"path": None, "bytes": _member(archive, members[images / image], path)}
+                yield {"id": _without_suffix(key), "text": tokens, "split": split, "image": content}
+
+
+def _named_image(key: str, names: set[str], folder: PurePath, report: LabelReport) -> str | None:
+    """The image that a caption names, with its suffix or without."""
+    for name in (key, *(f"{key}{suffix}" for suffix in IMAGE_SUFFIXES)):
+        if name in names and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            return name
+    report.rejected.append((key, f"no image of that name in {folder}"))
+    return None
+
+
+def _without_suffix(key: str) -> str:
+    """Names of images may hold dots, so that only what is a suffix goes."""
+    suffix = PurePosixPath(key).suffix
+    return key.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else key
+
+
+def _table_bytes(file: Path) -> bytes:
+    """A file of captions, bounded."""
+    if file.stat().st_size > MAX_TABLE_BYTES:
+        raise ValueError(f"{file}: larger than {MAX_TABLE_BYTES // 2**20} MB; divide the data into several folders.")
+    return file.read_bytes()
 
 
 def _caption_lines(content: bytes, name: Path | str, report: LabelReport) -> Iterator[tuple[str, str]]:
@@ -322,7 +390,7 @@ def _metadata_rows(tables: list[Path], path: Path, report: LabelReport) -> Itera
 
 def _table_rows(table: Path) -> Iterator[dict]:
     try:
-        text = table.read_text("utf-8-sig")
+        text = _table_bytes(table).decode("utf-8-sig")
         if table.suffix == ".csv":
             yield from csv.DictReader(io.StringIO(text), strict=True)
         else:
@@ -334,7 +402,7 @@ def _table_rows(table: Path) -> Iterator[dict]:
 # -------------------------------------------------------------------------------------------------- helpers
 
 
-def _in_memory(rows: Iterable[dict], kind: str) -> Dataset:
+def _in_memory(rows: Iterable[dict], kind: str, total: int | None = None) -> Dataset:
     """Rows of one kind ("strokes" or "image") as a data set, packed by the thousand to keep memory low."""
     import datasets
     import pyarrow
@@ -343,14 +411,14 @@ def _in_memory(rows: Iterable[dict], kind: str) -> Dataset:
     text, whole = datasets.Value("string"), datasets.Value("int64")
     features = {"id": text, "text": text, "split": text}
     if kind == "strokes":
-        features["truth"] = text
+        features["writer"] = features["truth"] = text
         features["strokes"] = datasets.List(datasets.List(datasets.Value("float32")))
         features["symbols"] = datasets.List({"label": text, "strokes": datasets.List(whole)})
     else:
         features["image"] = datasets.Image()
     features = datasets.Features(features)
     tables, chunk = [], []
-    for row in tqdm(rows, desc="Reading formulas", unit=" formulas"):
+    for row in tqdm(rows, desc="Reading formulas", unit=" formulas", total=total):
         chunk.append(row)
         if len(chunk) == 1000:
             tables.append(pyarrow.Table.from_pylist(chunk, schema=features.arrow_schema))

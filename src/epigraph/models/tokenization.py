@@ -21,8 +21,16 @@ def latex_tokenizer(symbols: Sequence[str] = CROHME_SYMBOLS) -> PreTrainedTokeni
     """A tokenizer of space-separated LaTeX tokens: ids 0, 1, 2 are `<pad>`, `<sos>`, `<eos>`, the symbols follow.
 
     There is no unknown token: a label that the vocabulary cannot express is an error, not a silent loss.
+
+    Args:
+        symbols: any dictionary, in the order of the ids; `epigraph.data.dictionary` reads and learns them.
+
+    Raises:
+        ValueError: a symbol stands twice, is a special token, is empty or holds a space.
     """
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *symbols))}
+    if wrong := [symbol for symbol in symbols if not isinstance(symbol, str) or symbol.split() != [symbol]]:
+        raise ValueError(f"{wrong[0]!r} is no symbol; symbols are strings without spaces.")
     if len(vocabulary) != len(SPECIAL_TOKENS) + len(symbols):
         raise ValueError("A symbol stands twice in the vocabulary, or is one of <pad>, <sos>, <eos>.")
     tokenizer = Tokenizer(WordLevel(vocabulary))
