@@ -88,6 +88,86 @@ def test_one_formula_reads_the_same_in_every_form(read, tmp_path):
     assert [result.name for result in results[:6]] == [*map(str, forms[:2]), "input 3", "input 4", "ink", "input 6"]
 
 
+DOTTED = [*STEPS, [(100, 12.5)], [(130, 40), (130, 40), (134, 46)]]  # steps, a dot, and a pen that hesitates
+
+
+def inkml(strokes, point="{x:g} {y:g}", head="", tag="", namespace="xmlns", group=False):
+    """The strokes as InkML; `tag` is a namespace prefix."""
+    traces = ""
+    for number, stroke in enumerate(strokes):
+        text = ",\n".join(point.format(x=x, y=y, t=12 * place) for place, (x, y) in enumerate(stroke))
+        trace = f'<{tag}trace xml:id="t{number}" brushRef="#none">\n {text} </{tag}trace>'
+        traces += f"<{tag}traceGroup><{tag}traceGroup>{trace}</{tag}traceGroup></{tag}traceGroup>" if group else trace
+    return f'<{tag}ink {namespace}="http://www.w3.org/2003/InkML">{head}{traces}</{tag}ink>'
+
+
+def channels(names):
+    inside = "".join(f"<channel name='{name}'/>" for name in names)
+    return f"<traceFormat>{inside}</traceFormat>"
+
+
+def differences(strokes):
+    """First points as they are, all others by what has changed, as section 3.2.1 of the specification has it."""
+    traces = ""
+    for stroke in strokes:
+        (x, y), *_ = stroke
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(stroke, stroke[1:])]
+        coded = [
+            f"{x:g} {y:g}",
+            *(f"'{dx:g}'{dy:g}" for dx, dy in steps[:1]),
+            *(f"{dx:g} {dy:g}" for dx, dy in steps[1:]),
+        ]
+        traces += f"<trace>{','.join(coded)}</trace>"
+    return f"<ink>{traces}</ink>"
+
+
+def test_one_ink_gives_one_answer_in_every_form(loaded, tmp_path):
+    flat = [[value for point in stroke for value in point] for stroke in DOTTED]
+    upside_down = [[(x, -y) for x, y in stroke] for stroke in DOTTED]
+    turned = '<traceFormat><channel name="X"/><channel name="Y" orientation="-ve"/></traceFormat>'
+    texts = {
+        "nested.json": json.dumps(DOTTED),
+        "flat.json": json.dumps(flat, indent=1),
+        "object.json": json.dumps({"text": "?", "strokes": DOTTED, "more": {}}),
+        "plain.inkml": inkml(DOTTED),
+        "prefixed.inkml": inkml(DOTTED, tag="i:", namespace="xmlns:i"),
+        "bare.inkml": inkml(DOTTED).replace(' xmlns="http://www.w3.org/2003/InkML"', ""),
+        "grouped.inkml": inkml(DOTTED, group=True),
+        "time.inkml": inkml(DOTTED, "{x:.3f} {y:.3f} {t} 0.5", channels("XYTF")),
+        "columns.inkml": inkml(DOTTED, "{t} {y:e} {x:e}", channels("TYX")),
+        "differences.inkml": differences(DOTTED),
+        "upwards.inkml": inkml(upside_down, head=turned),
+    }
+    forms = []
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        forms += [tmp_path / name, text.encode()]
+    arrays = [np.array(stroke, dtype=np.float64) for stroke in DOTTED]
+    forms += [DOTTED, flat, arrays, Ink(arrays), Ink([array.astype(np.float32) for array in arrays])]
+    forms += [[stroke * 0.25 + 3000 for stroke in arrays], [np.repeat(stroke, 3, axis=0) for stroke in arrays]]
+
+    model, processor = loaded
+    expected = epigraph.read(DOTTED, model, processor=processor, **FAST)
+    picture = np.asarray(reading.to_image(DOTTED, "ink"))
+    assert expected.error is None and expected.text and picture.max() == 255
+    for form in forms:
+        assert np.array_equal(reading.to_image(form, "ink"), picture), form
+    results = epigraph.read(forms, model, processor=processor, batch_size=1, **FAST)
+    assert {(result.error, result.text, result.score) for result in results} == {(None, expected.text, expected.score)}
+
+
+def test_a_dot_is_drawn_and_read():
+    without, dotted = (np.asarray(render([*STEPS, *more]), dtype=int) for more in ([], [[(100, 12.5)]]))
+    changed = np.argwhere(np.abs(dotted - without) > 100)
+    assert len(changed) >= 4 and np.ptp(changed, axis=0).max() <= 4, "a point as thick as the pen"
+
+
+def test_neither_size_nor_place_of_ink_matters(read):
+    for strokes, text in zip(TEXTS.values(), TEXTS):
+        for factor, shift in ((0.013, 5.0), (3.7, -1000.0), (40.0, 20000.0)):
+            assert read([np.array(stroke) * factor + shift for stroke in strokes]).text == text
+
+
 def test_results_are_complete_and_come_back_in_order(read):
     drawings = [WAVE, PLUS, STEPS, BAR]
     assert [read(drawing).text for drawing in TEXTS.values()] == list(TEXTS)
