@@ -122,7 +122,7 @@ def _light(size: tuple[int, int], symbol: float, rng: np.random.Generator) -> np
 
 
 def _askew(sheet: Image.Image, symbol: float, rng: np.random.Generator) -> Image.Image:
-    """Turned by at most 2 degrees, in slight perspective; in one of three, a dark table beyond an edge of the sheet."""
+    """Turned by at most 2 degrees, in slight perspective; in one of three, a dark table beside the sheet."""
     table = tuple(int(value) for value in rng.uniform([30, 20, 10], [90, 70, 60]))
     if rng.random() < 1 / 3:
         width = round(rng.uniform(0.5, 2.0) * symbol)
