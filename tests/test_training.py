@@ -324,6 +324,6 @@ def test_command_line_overrides_the_recipe(recipe):
 
 
 def test_shipped_recipes_parse():
-    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+    for path in sorted((ROOT / "recipes").glob("comer_crohme*.yaml")):
         args = parse_recipe(["--recipe", str(path)])
         assert args.train_data.startswith("${EPIGRAPH_DATA}/"), path

@@ -8,6 +8,7 @@ import json
 import warnings
 from pathlib import Path
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,18 +49,24 @@ def merge_adapter(model: PreTrainedModel, folder: str | Path, vocabulary: dict[s
         ValueError: peft is not installed, or the adapter does not fit the base model.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise ValueError(f"{folder}: an adapter needs peft; install it with pip install 'epigraph[train]'.") from None
     model.widen_vocabulary(vocabulary)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")  # peft's own, about transformers
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # peft would go on without them
-            merged = PeftModel.from_pretrained(model, str(folder), torch_device="cpu").merge_and_unload()
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
+            wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+            with safe_open(Path(folder) / ADAPTER_WEIGHTS, framework="pt") as file:
+                differing = sorted(wanted ^ set(file.keys()))
+            merged = adapted.merge_and_unload()
     except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{folder}: the adapter does not fit its base model ({reason}).") from error
+    if differing:  # peft would go on without them
+        raise ValueError(f"{folder}: {len(differing)} weights are missing or unknown to the base, as {differing[0]}.")
     merged.name_or_path = str(folder)
     return merged
 

@@ -31,7 +31,7 @@ TARGET_MODULES = [
     *("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
     *("stem.conv", "bottleneck.conv", "growth.conv", "projection.conv", "feature_proj"),
 ]
-LEARNING_RATES = {True: 2e-3, False: 2e-4}  # with and without LoRA
+LEARNING_RATES = {True: 1e-3, False: 1e-4}  # with and without LoRA
 
 
 @dataclass
@@ -65,8 +65,8 @@ class FinetuneArguments(LoopArguments):
     zoom: list[float] = field(default_factory=lambda: [0.8, 1.25], metadata={"help": "Range of the size factor."})
     batch_size: int = field(default=8, metadata={"help": "Examples a step, over all processes."})
     max_pixels: int = field(default=2_000_000, metadata={"help": "Pixels a batch, before the processor's scale."})
-    max_steps: int = field(default=0, metadata={"help": "Steps; 0: 40 passes over the data, from 100 to 2000 steps."})
-    learning_rate: float = field(default=0.0, metadata={"help": "Peak rate; 0: 2e-3 for LoRA, else 2e-4."})
+    max_steps: int = field(default=0, metadata={"help": "Steps; 0: 20 passes over the data, from 40 to 2000 steps."})
+    learning_rate: float = field(default=0.0, metadata={"help": "Peak rate; 0: 1e-3 for LoRA, else 1e-4."})
     weight_decay: float = field(default=0.01, metadata={"help": "For matrices and kernels."})
     warmup_steps: int = field(default=10, metadata={"help": "Steps of linear warm-up."})
     decay_steps: int = field(default=0, metadata={"help": "Last steps, of falling rate; 0: half of all."})
@@ -86,8 +86,8 @@ class FinetuneArguments(LoopArguments):
 
     def scaled_to(self, examples: int) -> "FinetuneArguments":
         """The same with everything that follows from the amount of data filled in."""
-        passes = 40 * math.ceil(examples / self.batch_size)
-        steps = self.max_steps or min(2000, max(100, passes))
+        passes = 20 * math.ceil(examples / self.batch_size)
+        steps = self.max_steps or min(2000, max(40, passes))
         return replace(
             self,
             max_steps=steps,
@@ -282,6 +282,14 @@ def measure(model: str | Path | None, rows) -> dict:
     return {"metrics": {**metrics, "token_error_rate": token_error_rate(texts, rows["text"][:])}, "texts": texts}
 
 
+def shareable(value: str) -> str:
+    """An argument as a published card may show it: of a path on this machine, the last part."""
+    from .evaluation import portable
+
+    value = portable(value)
+    return Path(value).name if Path(value).is_absolute() else value
+
+
 def table(results: dict) -> str:
     """What was trained and what it changed, as Markdown."""
     weights, held_out = results["weights"], results.get("held_out")
@@ -323,7 +331,7 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     import epigraph  # noqa: F401  registers the Auto classes
 
     from .data.readers import load_formulas, normalise_labels
-    from .evaluation import portable, write_json
+    from .evaluation import write_json
     from .hub import ADAPTER_RESULTS, weights_sha256
     from .reading import checkpoint_folder, default_checkpoint, load
     from .training import train
@@ -373,7 +381,7 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     results = {
         "method": "LoRA" if args.lora else "full fine-tuning",
         "command": command,
-        "base_model": portable(base),
+        "base_model": shareable(base),
         "base_weights_sha256": weights_sha256(folder),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("epigraph", "torch", "transformers", "peft")},
@@ -398,12 +406,10 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """`epigraph finetune` and scripts/finetune.py; see `FinetuneArguments`."""
-    from .evaluation import portable
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     argv = sys.argv[1:] if argv is None else argv
     args = parse_recipe(argv, FinetuneArguments)
-    command = shlex.join(["python", "scripts/finetune.py", *map(portable, argv)])
+    command = shlex.join(["python", "scripts/finetune.py", *map(shareable, argv)])
     print(table(finetune(args, command)))
     print(f"\nTry it: epigraph read --model {Path(args.output_dir) / 'final'} FILE")
 

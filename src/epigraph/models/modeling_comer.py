@@ -328,7 +328,7 @@ class CoMERForConditionalGeneration(CoMERPreTrainedModel, CoMERGenerationMixin):
         """
         if len(vocabulary) > self.config.vocab_size:
             self.resize_token_embeddings(len(vocabulary), mean_resizing=False)
-            self.config.grammar = grammar_from_vocabulary(vocabulary)
+            self.config.grammar = grammar_from_vocabulary(dict(sorted(vocabulary.items(), key=lambda item: item[1])))
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """As in transformers, after widening the vocabulary to that of a tokenizer stored with the adapter.
