@@ -55,6 +55,9 @@ def test_results_are_of_these_weights_and_of_the_test_split(name):
         assert {row["split"] for row in results["rows"]} == {"test_2014"}
         if not {"grammar", "official"} & set(re.findall("[a-z]+", results["command"])):
             assert results["breakdowns"]["unbalanced"]["value"] == 0, "the grammar holds"
+        if scores := results["breakdowns"].get("reliability"):
+            config = json.loads((ROOT / "checkpoints" / name / "config.json").read_text())
+            assert scores["calibration"] == config["score_calibration"], "measured with the scores that are shipped"
 
 
 @pytest.mark.parametrize("name", NAMES)

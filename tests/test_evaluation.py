@@ -11,7 +11,7 @@ from drawings import PLUS, STEPS, TEXTS, WAVE
 
 from epigraph import evaluation, reading
 from epigraph.data.ink import render
-from epigraph.hub import read_results, weights_sha256
+from epigraph.hub import metrics_table, read_results, reliability_table, results_section, weights_sha256
 from epigraph.metrics import formula_metrics
 
 FAST = ["--num_beams", "2", "--max_length", "10"]
@@ -77,8 +77,23 @@ def test_results_have_the_fixed_form(reader, ink, tmp_path, capsys):
     assert sum(row["n"] for row in breakdowns["length"]) == sum(row["n"] for row in breakdowns["depth"]) == 4
     assert breakdowns["unreadable"]["value"] == 0.25 and "bar" in breakdowns["unreadable"]["first"][0]
     assert breakdowns["unbalanced"] == {"value": 0.0, "n": 4}
+    scores = breakdowns["reliability"]
+    assert scores["calibration"] is None and scores["n"] == 3 == sum(row["n"] for row in scores["bins"])
+    assert sum(row["n"] * row["right"] for row in scores["bins"]) == 2, "what cannot be read has no score"
+    assert [row["score"] for row in scores["at_least"]] == [0.5, 0.8, 0.9] and 0 <= scores["auroc"] <= 1
     printed = capsys.readouterr().out
     assert "50.00 %" in printed and "bar" in printed
+    assert "readings with a score of at least" in printed and f"ECE {scores['ece']:.4f}" in printed
+
+
+def test_cards_show_how_far_scores_can_be_trusted_and_older_results_still_render(reader, ink, tmp_path):
+    results = run(reader, ink, tmp_path / "results.json")
+    section = results_section(results)
+    assert reliability_table(results) in section and "| score | n | mean score | right |" in section
+    del results["breakdowns"]["reliability"]
+    assert "mean score" not in results_section(results) and metrics_table(results) in results_section(results)
+    results["breakdowns"]["reliability"] = None
+    assert "mean score" not in results_section(results), "nothing could be read"
 
 
 def test_the_recorded_command_repeats_the_run(reader, ink, tmp_path, monkeypatch):

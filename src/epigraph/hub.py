@@ -155,7 +155,8 @@ def reliability_table(results: dict) -> str:
 def results_section(results: dict) -> str:
     """The tables of metrics and of scores with the command, weights, data and versions that produced them."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    tables = [table for table in (metrics_table(results), reliability_table(results)) if table]
+    changed = any(row.get("variant") for row in results["rows"])  # images changed on purpose say little of scores
+    tables = [table for table in (metrics_table(results), "" if changed else reliability_table(results)) if table]
     return (
         "\n\n".join(tables) + f"\n\nProduced by\n\n```bash\n{results['command']}\n```\n\n"
         f"Weights sha256 `{results['weights_sha256']}`; data sha256 `{results['data_sha256']}`; {versions}."
