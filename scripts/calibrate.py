@@ -9,6 +9,7 @@ python scripts/calibrate.py --model checkpoints/comer-hme --data '${EPIGRAPH_DAT
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def main(args: list[str] | None = None):
     if not arguments.model.is_dir():
         raise ValueError(f"--model {arguments.model}: no such folder; calibration changes a folder's config.json.")
     folder = checkpoint_folder(arguments.model)
+    config = folder / "config.json"
+    if not os.access(config, os.W_OK):
+        raise ValueError(f"{config}: cannot be written; calibration needs a whole model (merge an adapter first).")
     dataset = load_formulas(arguments.data, split=arguments.split)
     model, processor = load(folder, device=arguments.device)
     readings = evaluate_formulas(model, processor, dataset, batch_size=arguments.batch_size, progress=True)["readings"]
@@ -54,7 +58,6 @@ def main(args: list[str] | None = None):
     for name, scores in (("the model's own probability", before), ("calibrated, 10 folds", after)):
         loss = losses(scores, right)
         print(f"{name:28}  {scores.mean():10.4f}  {loss['log_loss']:8.4f}  {loss['brier']:6.4f}  {loss['ece']:6.4f}")
-    config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) | {"score_calibration": calibration}
     write_json(config, dict(sorted(settings.items())))  # sorted, as transformers writes it
     print(f"{config}: score_calibration is {calibration}")

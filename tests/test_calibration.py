@@ -218,6 +218,13 @@ def test_the_tool_refuses_in_a_sentence_and_changes_nothing(script, folder, data
     assert (folder / "config.json").read_bytes() == before
 
 
+def test_an_adapter_has_no_config_to_write_to(script, data, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json: cannot be written; calibration needs a whole model"):
+        script.main(["--model", str(tmp_path / "adapter"), "--data", str(data)])
+
+
 def test_training_on_drops_the_calibration_of_other_weights(folder, tmp_path):
     calibrated(folder, LINE)
     data = tmp_path / "ink.parquet"

@@ -350,12 +350,13 @@ def test_a_writer_is_kept(tmp_path):
 
 def write_hme100k(root, nested=False):
     for split, lines in {
-        "train": ["train_0.jpg\tx ^ { 2 }", "train_1.jpg\t\\frac { 1 } { 2 }", "train_2.jpg\t"],
+        "train": ["train_0.jpg\tx ^ { 2 }", "train_1.jpg\t\\frac { 1 } { 2 }", "train_2.jpg\t", "train_9.jpg\tz"],
         "test": ["test_0.jpg\ta + b", "test_1\tc", "gone.jpg\td", "../train/train_0.jpg\te"],
     }.items():
         folder = root / split if nested else root
         (folder / f"{split}_images").mkdir(parents=True)
         (folder / f"{split}_labels.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}_images" / f"{split}_9.jpg").write_bytes(b"not a picture")
         for index in range(3):
             (folder / f"{split}_images" / f"{split}_{index}.jpg").write_bytes(picture(50 * index, "JPEG"))
 
@@ -371,7 +372,8 @@ def test_hme100k(tmp_path, nested):
     dataset = load_formulas(tmp_path)
     assert dataset["split"][:] == ["test", "test", "train", "train"] and dataset["id"][:2] == ["test_0", "test_1"]
     described = dataset.info.description
-    assert "7 labels, 4 kept, 3 rejected" in described and "train_2.jpg: no caption in line 3" in described
+    assert "8 labels, 4 kept, 4 rejected" in described and "train_9.jpg: its image cannot be read" in described
+    assert "train_2.jpg: no caption in line 3" in described
     assert "gone.jpg: no image of that name" in described and "../train/train_0.jpg: not a file name" in described
 
 

@@ -294,8 +294,25 @@ _VALUE = re.compile(
 )
 
 
+_PLAIN = re.compile(r"[-+.0-9eE,\s]*", re.ASCII)
+
+
+def _plain_points(text: str, layout: _Format) -> list[tuple[float, float]] | None:
+    """What `_trace_points` gives, several times as fast, for traces of numbers alone, as most are; None for others."""
+    (x, y), (across, down) = layout.columns, layout.signs
+    if not _PLAIN.fullmatch(text):
+        return None
+    try:
+        points = [values for values in map(str.split, text.split(",")) if values]
+        return [(across * float(values[x]), down * float(values[y])) for values in points]
+    except (ValueError, IndexError):
+        return None
+
+
 def _trace_points(text: str, layout: _Format, place: str) -> list[tuple[float, float]]:
     """Points of one trace: values separated by space, points by comma; the other columns are skipped."""
+    if (points := _plain_points(text, layout)) is not None:
+        return points
     points = []
     order = {"!": 0, "'": 1, '"': 2}
     orders = [0, 0]  # per axis: whether the file gives the value, its difference, or the difference of that

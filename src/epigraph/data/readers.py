@@ -32,6 +32,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from .ink_files import InkError, read_inkml
 from .latex import LabelReport, LatexError, normalise, tokenize
 
@@ -265,7 +267,8 @@ def _caption_rows(files: list[Path], path: Path, report: LabelReport) -> Iterato
         images, split = _images_of(file)
         names = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
         for key, tokens in _caption_lines(_table_bytes(file), file, report):
-            if image := _named_image(key, names, images, report):
+            image = _named_image(key, names, images, report)
+            if image and _is_image(images / image, key, report):
                 yield {
                     "id": _without_suffix(key),
                     "text": tokens,
@@ -293,8 +296,10 @@ def _archive_rows(archive: zipfile.ZipFile, path: Path, report: LabelReport) -> 
         names = {member.name for member in members if member.parent == images}
         for key, tokens in _caption_lines(_member(archive, members[file], path), f"{path}/{file}", report):
             if image := _named_image(key, names, images, report):
-                content = {"path": None, "bytes": _member(archive, members[images / image], path)}
-                yield {"id": _without_suffix(key), "text": tokens, "split": split, "image": content}
+                content = _member(archive, members[images / image], path)
+                if _is_image(io.BytesIO(content), key, report):
+                    content = {"path": None, "bytes": content}
+                    yield {"id": _without_suffix(key), "text": tokens, "split": split, "image": content}
 
 
 def _named_image(key: str, names: set[str], folder: PurePath, report: LabelReport) -> str | None:
@@ -304,6 +309,16 @@ def _named_image(key: str, names: set[str], folder: PurePath, report: LabelRepor
             return name
     report.rejected.append((key, f"no image of that name in {folder}"))
     return None
+
+
+def _is_image(source: Path | io.BytesIO, key: str, report: LabelReport) -> bool:
+    """Whether the file begins as an image does; a damaged end is found only where the image is decoded."""
+    try:
+        Image.open(source, formats=("BMP", "PNG", "JPEG")).close()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        report.rejected.append((key, f"its image cannot be read ({type(error).__name__})"))
+        return False
+    return True
 
 
 def _without_suffix(key: str) -> str:
@@ -379,7 +394,7 @@ def _metadata_rows(tables: list[Path], path: Path, report: LabelReport) -> Itera
                 report.rejected.append((name, f"no such image beside {table}"))
             elif not (tokens := tokenize(text)):
                 report.rejected.append((name, f"no text in {table}"))
-            else:
+            elif _is_image(image, name, report):
                 yield {
                     "id": PurePosixPath(name).with_suffix("").as_posix(),
                     "text": " ".join(tokens),
