@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from epigraph.data.ink import read_ink, render
+from epigraph.data.ink import read_ink
 from epigraph.metrics import symlg_errors
 from epigraph.reading import checkpoint_folder, load, read
-from epigraph.report import Example, look, page
+from epigraph.report import Example, new_page, page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def read_example(path: Path, model, processor, n_best: int) -> Example:
     """Read one file of ink and compare with the truth that it states."""
     started = time.perf_counter()
-    reading = read(path, model, processor=processor, n_best=n_best)
+    reading = read(path, model, processor=processor, n_best=n_best, explain=True)
     seconds = time.perf_counter() - started
-    ink = read_ink(path)
-    right = None if ink.label is None else not reading.error and symlg_errors(reading.text, ink.label) == 0
-    return Example(
-        path.stem, reading, seconds, ink.label, right, look(model, processor, render(ink.strokes), reading.text)
-    )
+    try:
+        truth = read_ink(path).label
+    except ValueError:  # the reading says so, too
+        truth = None
+    right = None if truth is None else not reading.error and symlg_errors(reading.text, truth) == 0
+    return Example(reading, path.stem, seconds, truth, right)
 
 
 def print_row(example: Example, width: int):
@@ -34,7 +35,7 @@ def print_row(example: Example, width: int):
     reading, right = example.reading, {True: "yes", False: "NO", None: "?"}[example.right]
     score = "" if reading.score is None else f"{reading.score:.3f}"
     text = reading.error or reading.text
-    print(f"{example.name:{width}}  {right:5}  {score:>6}  {example.seconds:5.2f} s  {text}", flush=True)
+    print(f"{example.title:{width}}  {right:5}  {score:>6}  {example.seconds:5.2f} s  {text}", flush=True)
     if example.truth not in (None, reading.text):
         print(f"{'truth':>{width + 24}}  {example.truth}", flush=True)
 
@@ -51,16 +52,21 @@ def main(args: list[str] | None = None):
     files = sorted(path for path in arguments.examples.glob("*") if path.suffix in (".json", ".inkml"))
     if not files:
         parser.error(f"{arguments.examples} holds no ink (.json, .inkml)")
-    model, processor = load(arguments.model)
-    width = max(len(path.stem) for path in files)
-    print(f"{'file':{width}}  right   score     time  LaTeX")
-    examples = []
-    for path in files:
-        examples.append(read_example(path, model, processor, arguments.n_best))
-        print_row(examples[-1], width)
-    known = [example.right for example in examples if example.right is not None]
-    arguments.output.write_text(page(examples, checkpoint_folder(arguments.model).name), encoding="utf-8")
-    print(f"\n{sum(known)} of {len(known)} right; {arguments.output} shows drawings, formulas and attention")
+    width, verdicts = max(len(path.stem) for path in files), []
+
+    def examples():
+        print(f"{'file':{width}}  right   score     time  LaTeX")
+        for path in files:
+            example = read_example(path, model, processor, arguments.n_best)
+            print_row(example, width)
+            if example.right is not None:
+                verdicts.append(example.right)
+            yield example
+
+    with new_page(arguments.output) as file:
+        model, processor = load(arguments.model)
+        file.write(page(examples(), checkpoint_folder(arguments.model).name))
+    print(f"\n{sum(verdicts)} of {len(verdicts)} right; {arguments.output} shows pictures, formulas and attention")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -59,6 +60,10 @@ def read(
             help="Mark readings with a lower score: '?' in a first column of its own, \"doubtful\" with --json.",
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.html", help="Also write a page that shows where the model looked at each token."),
+    ] = None,
 ):
     """Print what each file says: name, score and LaTeX, separated by tabs.
 
@@ -67,6 +72,10 @@ def read(
     """
     from epigraph import read as read_files
 
+    if explain is not None:
+        from epigraph.report import read_to_page
+
+        read_files = partial(read_to_page, explain)
     results = read_files(
         [str(path) for path in files],
         model=model,
@@ -91,6 +100,8 @@ def read(
                 if min_score is not None:
                     line = f"{'?' if candidate.score < min_score else ''}\t{line}"
                 print(line)
+    if explain is not None:
+        print(f"{explain} shows where the model looked", file=sys.stderr)
     raise typer.Exit(code=int(any(result.error for result in results)))
 
 

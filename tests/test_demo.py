@@ -7,15 +7,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from drawings import BAR, PLUS, STEPS, WAVE
 
-from epigraph import reading
 from epigraph.data.ink import read_ink, render
 from epigraph.data.latex import is_valid
 from epigraph.models.tokenization import CROHME_SYMBOLS
-from epigraph.report import formula, look
+from epigraph.report import formula
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples" / "handwritten-math").glob("*.json"))
@@ -23,11 +21,12 @@ EXAMPLES = sorted((ROOT / "examples" / "handwritten-math").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def demo(reader, tmp_path_factory):
-    """What the demo prints and writes for a right reading, two misreadings, ink without truth, and a broken file."""
+    """What the demo prints and writes for two right readings, a misreading, ink without truth, and a broken file."""
     folder = tmp_path_factory.mktemp("demo")
     for name, strokes, truth in (("plus", PLUS, "+"), ("steps", STEPS, "a ^ 2"), ("wave", WAVE, r"\sin < x")):
         (folder / f"{name}.json").write_text(json.dumps({"strokes": strokes, "text": truth}))
     (folder / "bar.json").write_text(json.dumps(BAR))
+    (folder / "broken.json").write_text("[[0, 0")
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
         import demo as script
@@ -45,9 +44,10 @@ def demo(reader, tmp_path_factory):
 
 def test_table_says_what_was_read_and_what_was_drawn(demo):
     lines, output = demo
-    rows = {line.split()[0]: line.split() for line in lines[1:5] if not line.startswith(" ")}
+    rows = {line.split()[0]: line.split() for line in lines[1:6] if not line.startswith(" ")}
     assert rows["plus"][1] == "yes" and rows["plus"][-1] == "+" and 0 < float(rows["plus"][2]) <= 1
     assert rows["bar"][1] == "?" and rows["bar"][-1] == "1"
+    assert rows["broken"][1] == "?" and "broken.json" in " ".join(rows["broken"][2:])
     text = "\n".join(lines)
     assert re.search(r"steps +yes .* a \^ { 2 }\n +truth  a \^ 2\n", text), "the same formula, spelt another way"
     assert re.search(r"wave +NO .* \\sin x\n +truth  \\sin < x\n", text)
@@ -70,35 +70,25 @@ def test_page_is_one_file_without_scripts(demo):
     tags = [tag for tag, _ in collector.seen]
     assert "script" not in tags and "link" not in tags
     addresses = [value for _, given in collector.seen for name, value in given.items() if name in ("src", "href")]
-    assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert addresses and all(address.startswith("data:image/webp;base64,") for address in addresses)
     assert "url(" not in text and "@import" not in text
-    assert tags.count("article") == 4 and tags.count("math") == 7, (
+    assert tags.count("article") == 5 and tags.count("math") == 7, (
         "four readings, and the truth of the three that have one"
     )
     assert [given["class"] for tag, given in collector.seen if tag == "article"] == [
-        "unknown",
+        "",
+        "unread",
         "right",
         "right",
         "wrong",
     ]
-    overlays = sum(given.get("class") == "heat" for _, given in collector.seen)
-    assert overlays == sum(len(text.split()) for text in ("1", "+", "a ^ { 2 }", r"\sin x"))
+    tokens = sum(len(text.split()) for text in ("1", "+", "a ^ { 2 }", r"\sin x"))
+    for kind in ("attention", "coverage"):
+        assert sum(given.get("class") == f"heat {kind}" for _, given in collector.seen) == tokens
+    assert "default-src 'none'" in text and "2 of 3 formulas read right by reader-hme" in text
     assert r"\sin &lt; x" in text and r"\sin < x" not in text
     assert text.count("2 best readings") == 4
     assert all("alt" in given for tag, given in collector.seen if tag == "img")
-
-
-def test_attention_lies_where_the_ink_is(reader):
-    model, processor = reading.load(reader)
-    image = render(WAVE)
-    seen = look(model, processor, image, r"\sin x")
-    assert seen.ink.shape == image.size[::-1] and np.array_equal(seen.ink, image)
-    height, width = processor(images=[image])["pixel_values"].shape[2:]
-    assert seen.maps.shape == (2, -(-height // 16), -(-width // 16))
-    assert seen.maps.sum((1, 2)) == pytest.approx([1, 1], abs=1e-4)
-    assert seen.extent == pytest.approx((seen.maps.shape[1] * 16 / height, seen.maps.shape[2] * 16 / width))
-    cropped = type(processor)(type(processor.image_processor)(crop_margin=2), processor.tokenizer)
-    assert look(model, cropped, image, r"\sin x").ink.shape < seen.ink.shape, "what is cut away is not shown"
 
 
 def test_latex_that_cannot_be_rendered_is_shown_as_it_is():
@@ -130,17 +120,24 @@ def test_page_in_a_browser(demo, width):
         page = context.new_page()
         page.goto(demo[1].as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        opacity = "element => getComputedStyle(element).opacity"
-        heats = page.locator("article").nth(2).locator(".heat")
-        page.locator("article").nth(2).locator("input").first.focus()
-        for place in range(2):  # the arrow keys walk from token to token
-            page.keyboard.press("ArrowRight")
+        article = page.locator("article").nth(3)
+        opacity = "element => getComputedStyle(element).display === 'none' ? '-' : getComputedStyle(element).opacity"
+
+        def shown(kind):
             page.wait_for_timeout(300)
-            assert [heats.nth(i).evaluate(opacity) for i in range(3)] == ["1" if i == place else "0" for i in range(3)]
-        drawing, heat = (
-            page.locator("article").nth(2).locator(f).nth(1 if f == ".heat" else 0) for f in (".ink", ".heat")
-        )
-        assert heat.bounding_box() == drawing.bounding_box()
+            return [heat.evaluate(opacity) for heat in article.locator(f".heat.{kind}").all()]
+
+        assert shown("attention") == ["1", "0", "0", "0", "0"] and set(shown("coverage")) == {"-"}
+        article.locator("figcaption input").nth(1).focus()
+        for place in (1, 2):  # the arrow keys walk from token to token
+            page.keyboard.press("ArrowRight")
+            assert shown("attention") == ["1" if token == place else "0" for token in range(5)]
+        assert article.locator("output:visible").inner_text().startswith("{ ")
+        article.locator(".switch input").first.focus()
+        page.keyboard.press("ArrowRight")  # and from attention to coverage
+        assert set(shown("attention")) == {"-"} and shown("coverage") == ["0", "0", "1", "0", "0"]
+        picture, heat = (article.locator(f).nth(2 if "heat" in f else 0) for f in (".picture", ".heat.coverage"))
+        assert heat.bounding_box() == pytest.approx(picture.bounding_box(), abs=0.5)
         browser.close()
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from drawings import PLUS, STEPS, WAVE
 from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
 import epigraph
-from epigraph import reading
+from epigraph import reading, report
 from epigraph.data.ink import render
 from epigraph.models.processing import comer_processor
+from epigraph_cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"num_beams": 2, "max_length": 10, "explain": True}
@@ -259,3 +261,104 @@ def test_the_shipped_model_looks_at_the_symbol_that_it_writes(name):
     assert ends[1] - ends[0] > third
     before, after = result.coverages[len(result.coverages) // 2], result.coverages[-1]
     assert before[:, :third].sum() / before.sum() > after[:, :third].sum() / after.sum(), "coverage spreads rightwards"
+
+
+# ----------------------------------------------------------------------------------------------- pictures and pages
+
+
+@pytest.mark.parametrize("color", [report.ATTENTION, report.COVERAGE])
+def test_overlay_colours_the_ground_and_leaves_the_ink(color):
+    paper = Image.fromarray(np.full((60, 120), 255, np.uint8))
+    paper.paste(0, (50, 10, 70, 50))
+    heat = np.zeros((6, 12), np.float32)
+    heat[:, 4:8] = 0.5
+    for image in (paper, ImageOps.invert(paper), paper.convert("RGB"), paper.convert("RGBA"), paper.convert("LA")):
+        laid = report.overlay(image, heat, color)
+        assert laid.mode == "RGB" and laid.size == image.size
+        assert laid.getpixel((60, 30)) == image.convert("RGB").getpixel((60, 30)), "ink"
+        assert laid.getpixel((2, 2)) == image.convert("RGB").getpixel((2, 2)), "ground without weight"
+        assert laid.getpixel((45, 30)) == pytest.approx(color, abs=40)
+    faint = report.overlay(paper, heat, color, peak=1.0)
+    plain = [(255 + channel) / 2 for channel in color]
+    assert faint.getpixel((45, 30)) == pytest.approx(plain, abs=25)
+    assert report.overlay(paper, 0 * heat).tobytes() == paper.convert("RGB").tobytes(), "nothing to show"
+
+
+def test_transparent_pictures_lie_on_white():
+    clear = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    clear.paste((200, 0, 0, 255), (10, 5, 20, 15))
+    opaque = report.opaque(clear)
+    assert opaque.getpixel((0, 0)) == (255, 255, 255) and opaque.getpixel((15, 10)) == (200, 0, 0)
+
+
+def test_mathml():
+    assert report.mathml(r"\frac { a } { < }").startswith("<math") and "<mo><</mo>" not in report.mathml("<")
+    assert report.mathml(" ") is None and report.mathml("a ^ b ^ c") is None
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A drawing, a damaged file whose name is no HTML, and ink."""
+    ImageOps.invert(render(WAVE)).save(tmp_path / "wave.png")
+    (tmp_path / "a<b>.png").write_bytes(b"no image")
+    (tmp_path / "plus.json").write_text(json.dumps(PLUS))
+    return [str(tmp_path / name) for name in ("wave.png", "a<b>.png", "plus.json")]
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["read", *map(str, arguments)])
+
+
+def test_the_command_writes_a_page_beside_its_output(files, reader, tmp_path):
+    page = tmp_path / "out.html"
+    page.write_text("old")
+    plain = command(*files, "--model", reader, "--json", "--n-best", 2, "--min-score", 1)
+    done = command(*files, "--model", reader, "--json", "--n-best", 2, "--min-score", 1, "--explain", page)
+    assert done.exit_code == plain.exit_code == 1
+    numbers = [[json.loads(line) for line in run.stdout.splitlines()] for run in (plain, done)]
+    assert [row["text"] for row in numbers[0]] == [row["text"] for row in numbers[1]] == [r"\sin x", "", "+"]
+    assert [row.keys() for row in numbers[0]] == [row.keys() for row in numbers[1]]
+    assert "out.html" in done.stderr
+    text = page.read_text()
+    assert text.count("<article") == 3 and text.count("<figure") == 2 and "2 of 3 inputs read by reader-hme" in text
+    assert "a&lt;b&gt;.png: " in text and "<b>.png" not in text
+    assert text.count("? doubtful") == 2 and text.count("2 best readings") == 2
+    assert text.count('class="heat attention"') == text.count('class="heat coverage"') == 3
+    assert "<script" not in text and "http://" not in text.replace("http://www.w3.org/1998/Math/MathML", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a<b>.png", "out.html", "plus.json", "wave.png"]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("plus.json", "ends in .html"),
+        ("nowhere/out.html", "cannot be written there"),
+        ("folder.html", "cannot be written there"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_reading(files, reader, tmp_path, monkeypatch, name, message):
+    (tmp_path / "folder.html").mkdir()
+    monkeypatch.setattr(report, "load", lambda *_: pytest.fail("the model was loaded"))
+    before = sorted(tmp_path.iterdir()), (tmp_path / "plus.json").read_text()
+    done = command(*files, "--model", reader, "--explain", tmp_path / name)
+    assert done.exit_code == 1 and isinstance(done.exception, ValueError)
+    assert message in str(done.exception) and name in str(done.exception)
+    assert (sorted(tmp_path.iterdir()), (tmp_path / "plus.json").read_text()) == before
+
+
+def test_what_was_there_stays_until_the_page_is_complete(tmp_path):
+    page = tmp_path / "out.html"
+    page.write_text("old")
+    with pytest.raises(KeyboardInterrupt), report.new_page(page) as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
+
+
+def test_pages_stay_small(read):
+    photo = Image.effect_noise((2000, 1500), 60).convert("RGB")
+    photo.paste(ImageOps.invert(render(WAVE, symbol_height=300, line_width=30)), (200, 300))
+    result = read(photo, max_length=40)
+    assert result.error is None and max(result.image.size) <= reading.PICTURE_SIDE
+    tokens = len(result.text.split())
+    assert len(report.page([report.Example(result)], "model")) < 600_000 + 4_000 * tokens
