@@ -82,6 +82,15 @@ def test_half_precision_checkpoints_run_in_float32_on_cpus(reader, tmp_path):
     assert pipe.model.dtype == torch.float32 and pipe(BAR)["text"] == "1"
 
 
+def test_doubtful_readings_are_marked(pipe, files):
+    results = pipe(files, min_score=1.0)
+    assert [result["doubtful"] for result in results] == [True, True, False, True], "what cannot be read has an error"
+    assert all(0 < result["score"] < 1 for result in results if not result["error"])
+    assert not pipe(files[1], min_score=0.0)["doubtful"]
+    with pytest.raises(ValueError, match="min_score is a probability"):
+        pipe(files[1], min_score=90)
+
+
 def test_unknown_settings_are_refused(pipe):
     with pytest.raises(ValueError, match="beam"):
         pipe(PLUS, beam=3)

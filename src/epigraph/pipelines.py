@@ -23,7 +23,7 @@ class FormulaRecognitionPipeline(Pipeline):
     """Reads formulas from images and ink: what `epigraph.read` takes and gives, as dicts, read by read.
 
     Lists are read in batches and give lists; data sets and generators give an iterator. `batch_size` (default 8),
-    `n_best` and the settings of the model's `generate` are taken here and by each call. An input that cannot be read
+    `n_best`, `min_score` and the settings of the model's `generate` are taken here and by each call. An input that cannot be read
     has a sentence under `error`, and the others are read.
     """
 
@@ -43,7 +43,7 @@ class FormulaRecognitionPipeline(Pipeline):
 
         Args:
             inputs: see `epigraph.read`.
-            kwargs: `batch_size`, `n_best` and settings of `generate`.
+            kwargs: `batch_size`, `n_best`, `min_score` and settings of `generate`.
         """
         if isinstance(inputs, (list, tuple)):
             if not inputs:

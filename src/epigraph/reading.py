@@ -156,8 +156,7 @@ def read(
         raise ValueError("pool is for models that learn in context; CoMER reads without one, so leave it out.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise ValueError(f"min_score is a probability and must be between 0 and 1, not {min_score}.")
+    _check_min_score(min_score)
     if isinstance(model, PreTrainedModel):
         if device is not None or dtype is not None:
             raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
@@ -184,6 +183,11 @@ def read(
         )
     )
     return readings[0] if single else readings
+
+
+def _check_min_score(min_score: float | None):
+    if min_score is not None and not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is a probability and must be between 0 and 1, not {min_score}.")
 
 
 def is_batch(inputs) -> bool:
@@ -226,6 +230,7 @@ def read_all(
     Yields:
         One `FormulaReading` per input, in order. The model is in evaluation mode while it reads, and put back after.
     """
+    _check_min_score(min_score)
     total = len(inputs) if hasattr(inputs, "__len__") else None
     names = iter(names) if names is not None else None
     numbered = enumerate(inputs, start=1)
