@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .adapters import base_of, is_adapter, merge_adapter
 from .calibration import probabilities
-from .data.ink import Ink, as_strokes, read_inkml, read_json, render
+from .data.ink import AS_DRAWN, Ink, as_strokes, read_inkml, read_json, render
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
@@ -480,7 +480,8 @@ def _prepare(
         processor.image_processor.scale_factor(height, width)  # refuses before anything large is computed
         if isinstance(image, Image.Image) and max(image.size) > MAX_SIDE:
             image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
-        batch = processor(images=[image], return_geometry=True)
+        known = AS_DRAWN if isinstance(content, Ink) else {}
+        batch = processor(images=[image], return_geometry=True, **known)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {str(error).removeprefix('Image 0 cannot be read: ')}") from None
     return batch["pixel_values"][0], _view(content, image, batch["geometry"][0]) if explain else None

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from .ink import InkAugmentation, SymbolBank, as_strokes, ink_size, render
+from .ink import AS_DRAWN, InkAugmentation, SymbolBank, as_strokes, ink_size, render
 
 SYMBOL_HEIGHT = 28.0  # pixels, the field's rule
 LINE_WIDTH = 3.0
@@ -84,7 +84,7 @@ class FormulaDataset(torch.utils.data.Dataset):
         return np.array([image.size[::-1] for image in self.rows["image"]])
 
     def __getitem__(self, key: int | tuple[int, int, float]) -> dict:
-        """`{"image", "text", "name"}` of a row; a training key is (index, epoch, zoom)."""
+        """`{"image", "text", "name", "drawn", "zoom"}` of a row; a training key is (index, epoch, zoom)."""
         index, epoch, zoom = key if isinstance(key, tuple) else (key, None, 1.0)
         varied = epoch is not None and self.augmentation is not None
         rng = np.random.default_rng([self.seed, epoch or 0, index])
@@ -101,7 +101,8 @@ class FormulaDataset(torch.utils.data.Dataset):
                 factor = zoom * rng.uniform(0.96, 1.04)
                 size = [max(1, round(side * factor)) for side in image.size]
                 image = image.resize(size, Image.Resampling.BILINEAR)
-        return {"image": image, "text": self.texts[index], "name": self.names[index]}
+        example = {"image": image, "text": self.texts[index], "name": self.names[index]}
+        return {**example, "drawn": self.from_ink, "zoom": zoom if varied else 1.0}
 
 
 class FormulaBatches:
@@ -166,6 +167,9 @@ def _alike(points: np.ndarray, members: np.ndarray, size: int) -> list[np.ndarra
 class FormulaCollator:
     """Examples to the model's arguments, through its processor.
 
+    Drawn ink keeps the size it was drawn at. Where the processor itself finds the size of the writing in images, a
+    batch is varied by its `zoom` of that.
+
     Raises:
         ValueError: naming the row whose image or label cannot be used.
     """
@@ -175,12 +179,17 @@ class FormulaCollator:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         images, texts, names = ([example[key] for example in examples] for key in ("image", "text", "name"))
+        settings = {}
+        if examples[0].get("drawn"):
+            settings = AS_DRAWN
+        elif height := self.processor.image_processor.symbol_height:
+            settings = {"symbol_height": height * examples[0].get("zoom", 1.0)}
         try:
-            return dict(self.processor(images=images, text=texts))
+            return dict(self.processor(images=images, text=texts, **settings))
         except ValueError:
             for image, text, name in zip(images, texts, names):
                 try:
-                    self.processor(images=[image], text=[text])
+                    self.processor(images=[image], text=[text], **settings)
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
             raise

@@ -38,6 +38,9 @@ def _extents(strokes: Sequence[np.ndarray]) -> np.ndarray:
 
 # --------------------------------------------------------------------------------------------------- rendering
 
+# For image processors: of what `render` draws, nothing is left to find out.
+AS_DRAWN = {"polarity": "light_on_dark", "clean": False, "symbol_height": None}
+
 
 def render(
     strokes: Iterable,
