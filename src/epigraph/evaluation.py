@@ -18,9 +18,10 @@ from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
 from .calibration import reliability
 from .data.latex import is_valid
+from .data.variants import Variant, vary
 from .hub import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
 from .metrics import formula_breakdowns, formula_metrics
-from .reading import FormulaReading, checkpoint_folder, load, read_all
+from .reading import FormulaReading, checkpoint_folder, load, read_all, to_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,6 +42,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "maths reads images and ink, ink only strokes; by default what the data hold."}
     )
     protocol: Literal["standard"] = field(default=PROTOCOL, metadata={"help": "How answers are compared."})
+    variant: Variant | None = field(
+        default=None, metadata={"help": "Read the images changed so; of ink, what is drawn of it."}
+    )
     limit: int | None = field(default=None, metadata={"help": "Only the first rows, this many."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results; replaced at once or not."})
     batch_size: int = field(default=8, metadata={"help": "Inputs that are read together; changes no result."})
@@ -68,6 +72,7 @@ def evaluate_formulas(
     dataset: "Dataset",
     *,
     task: str | None = None,
+    variant: Variant | None = None,
     batch_size: int = 8,
     progress: bool = False,
     **generation,
@@ -78,6 +83,7 @@ def evaluate_formulas(
         model: loaded; it is put into evaluation mode meanwhile.
         processor: of the model.
         dataset: in the formula schema (`epigraph.data.readers`), with `strokes` or `image`.
+        variant: how the images are changed before they are read (`data.variants.vary`), each by its number as seed.
         task, batch_size, progress, generation: as in `epigraph.read`.
 
     Returns:
@@ -88,7 +94,7 @@ def evaluate_formulas(
     Raises:
         ValueError: the data set is empty or lacks a column.
     """
-    readings = list(read_all(_inputs(dataset, task), model, processor, names=dataset["id"], task=task,
+    readings = list(read_all(_inputs(dataset, task, variant), model, processor, names=dataset["id"], task=task,
                              batch_size=batch_size, progress=progress, **generation))  # fmt: skip
     predictions = [reading.text for reading in readings]
     metrics = formula_metrics(predictions, dataset["text"][:])
@@ -117,6 +123,7 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
         processor,
         dataset,
         task=arguments.task,
+        variant=arguments.variant,
         batch_size=arguments.batch_size,
         progress=True,
         num_beams=arguments.num_beams,
@@ -137,34 +144,44 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
     }
 
 
-def _inputs(dataset: "Dataset", task: str | None):
+def _inputs(dataset: "Dataset", task: str | None, variant: Variant | None = None):
     """What `read_all` takes, of every row; images stay encoded, so that a damaged one is one row's error."""
     column = "strokes" if "strokes" in dataset.column_names else "image"
     if column not in dataset.column_names or not {"text", "id"} <= set(dataset.column_names):
         raise ValueError(f"formulas need columns id, text and image or strokes; these have {dataset.column_names}.")
     if task == "ink" and column == "image":
         raise ValueError("task 'ink' reads strokes, but the data hold images; leave --task out.")
-    return _Inputs(dataset, column)
+    if task == "ink" and variant is not None:
+        raise ValueError("--variant changes images, but task 'ink' reads strokes; leave one of them out.")
+    return _Inputs(dataset, column, variant)
 
 
 class _Inputs:
     """The inputs of a data set, one at a time, with their number for the progress bar."""
 
-    def __init__(self, dataset: "Dataset", column: str):
+    def __init__(self, dataset: "Dataset", column: str, variant: Variant | None):
         from datasets import Image
 
         encoded = column == "image" and isinstance(dataset.features["image"], Image)
         dataset = dataset.select_columns([column])
         self.rows = dataset.cast_column("image", Image(decode=False)) if encoded else dataset
         self.column = column
+        self.variant = variant
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self):
-        for row in self.rows:
+        for number, row in enumerate(self.rows):
             value = row[self.column]
-            yield (value["bytes"] or value["path"]) if isinstance(value, dict) else value
+            value = (value["bytes"] or value["path"]) if isinstance(value, dict) else value
+            yield value if self.variant is None else self._changed(value, number)
+
+    def _changed(self, value, number: int):
+        try:
+            return vary(to_image(value, f"row {number}"), self.variant, number)
+        except ValueError:
+            return value  # which is then the row's error, like any that cannot be read
 
 
 def _rows(dataset: "Dataset", readings: list[FormulaReading], arguments: EvaluationArguments) -> list[dict]:
@@ -183,6 +200,7 @@ def _rows(dataset: "Dataset", readings: list[FormulaReading], arguments: Evaluat
             "source": source,
             "split": split,
             "protocol": arguments.protocol,
+            **({"variant": arguments.variant} if arguments.variant else {}),
         }
         for (source, split), pairs in groups.items()
         for metric, value in formula_metrics(*zip(*pairs)).items()
