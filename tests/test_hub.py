@@ -229,3 +229,35 @@ def test_fill_is_idempotent_and_keeps_the_rest():
     assert publishing.fill(once, "results", r"| \1 |") == once
     with pytest.raises(ValueError, match="exactly one block"):
         publishing.fill("nothing", "results", "x")
+
+
+def writers_results(weights: str) -> dict:
+    rates = {"exprate": 0.25, "exprate_1": 0.5, "token_error_rate": 0.3, "n": 40, "others_exprate": 0.4}
+    intervals = {"exprate": [-0.05, 0.15], "exprate_1": [0.0, 0.2], "token_error_rate": [-0.1, 0.0]}
+    adapted = {**rates, "exprate": 0.3, "intervals": intervals, "share": 0.125, "cpu_seconds": 14.4}
+    return {
+        "command": "python scripts/adapt_writers.py --model tiny-hme",
+        "versions": {"torch": "2.13.0"},
+        "weights_sha256": weights,
+        "data_sha256": "0" * 64,
+        "others": 150,
+        "rows": [{"method": "before", **rates}, {"method": "LoRA", **adapted}],
+        "writers": [{}, {}],
+    }
+
+
+def test_writers_fill_their_block_and_are_no_results_of_the_model(published, tmp_path):
+    model_dir, card, results = published
+    measured = writers_results(publishing.weights_sha256(model_dir))
+    writers = tmp_path / "tiny-hme.writers.json"
+    writers.write_text(json.dumps(measured))
+    assert writers not in publishing.results_files("tiny-hme", tmp_path)
+    rendered = publishing.render_card(card, [results], model_dir, writers)
+    assert "| 2 writers, 40 expressions |" in rendered and "| before | 25.00 % | 50.00 % |" in rendered
+    assert "| LoRA | 30.00 % (-5.0 … +15.0) |" in rendered and "| 12.5 % | 14 | 40.00 % |" in rendered
+    assert "python scripts/adapt_writers.py --model tiny-hme" in rendered
+    assert {row.metric_type for row in ModelCard(rendered).data.eval_results} == {"exprate", "exprate_1"}
+    writers.write_text(json.dumps({**measured, "weights_sha256": "1" * 64}))
+    with pytest.raises(ValueError, match="writers.json were measured on other weights; run scripts/adapt_writers.py"):
+        publishing.render_card(card, [results], model_dir, writers)
+    assert "writers, 40" not in publishing.render_card(card, [results], model_dir, tmp_path / "none.writers.json")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -330,7 +331,7 @@ class CoMERForConditionalGeneration(CoMERPreTrainedModel, CoMERGenerationMixin):
             self.resize_token_embeddings(len(vocabulary), mean_resizing=False)
             self.config.grammar = grammar_from_vocabulary(dict(sorted(vocabulary.items(), key=lambda item: item[1])))
 
-    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+    def load_adapter(self, peft_model_id=None, adapter_name=None, **kwargs):
         """As in transformers, after widening the vocabulary to that of a tokenizer stored with the adapter.
 
         An adapter that was trained with new symbols holds embeddings for them, which the base model has no room for.
@@ -339,11 +340,24 @@ class CoMERForConditionalGeneration(CoMERPreTrainedModel, CoMERGenerationMixin):
         where = {**(load_config.download_kwargs if load_config else {}), **(kwargs.get("adapter_kwargs") or {})}
         known = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
         where = {name: value for name, value in where.items() if name in known}
-        if peft_model_id is not None:
-            file = cached_file(peft_model_id, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **where)
-            if file is not None:
-                self.widen_vocabulary(PreTrainedTokenizerFast(tokenizer_file=file).get_vocab())
-        return super().load_adapter(peft_model_id, *args, **kwargs)
+        where["_raise_exceptions_for_missing_entries"] = False
+        tokenizer = cached_file(peft_model_id, "tokenizer.json", **where) if peft_model_id else None
+        if tokenizer is not None:
+            self.widen_vocabulary(PreTrainedTokenizerFast(tokenizer_file=tokenizer).get_vocab())
+        info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        if weights := cached_file(peft_model_id, "adapter_model.safetensors", **where) if peft_model_id else None:
+            self._load_saved_modules(weights, adapter_name or "default")
+        return info
+
+    @torch.no_grad()
+    def _load_saved_modules(self, weights: str, adapter_name: str):
+        """What an adapter holds of whole layers (`modules_to_save`), which transformers 5.17 passes over."""
+        with safe_open(weights, framework="pt") as file:
+            for name, module in self.named_modules():
+                saved = getattr(module, "modules_to_save", None)
+                if isinstance(saved, nn.ModuleDict) and adapter_name in saved:
+                    for key, parameter in saved[adapter_name].named_parameters():
+                        parameter.copy_(file.get_tensor(f"base_model.model.{name}.{key}"))
 
     def bidirectional_targets(self, labels: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Inputs and targets of both directions, each (2 * batch, length + 1): left to right first.
