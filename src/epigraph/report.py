@@ -289,7 +289,8 @@ def _strength(heat: np.ndarray, peak: float | None) -> Image.Image:
     heat = np.asarray(heat, np.float32)
     peak = float(heat.max()) if peak is None else peak
     strength = Image.fromarray((255 * np.clip(heat / max(peak, 1e-12), 0, 1)).astype(np.uint8))
-    return strength.reduce(math.ceil(max(strength.size) / _HEAT_SIDE)).filter(ImageFilter.GaussianBlur(1.5))
+    strength = strength.reduce(math.ceil(max(strength.size) / _HEAT_SIDE))
+    return strength.filter(ImageFilter.GaussianBlur(max(strength.size) / 64))
 
 
 def _is_light(picture: Image.Image) -> bool:
