@@ -166,9 +166,10 @@ def clean_ink(ink: torch.Tensor) -> torch.Tensor:
 
     On an even ground only ground and ink are brought to 0 and 1, which changes nothing where they are already. All
     else is a photograph: it is averaged down to `PHOTOGRAPH_PIXELS` and compared with the ground around each pixel,
-    and what lies beyond the sheet, noise and specks are taken away. Rules paler than the ink go in either case.
+    and what lies beyond the sheet and noise are taken away. Specks and rules paler than the ink go in either case.
     """
-    if even := has_even_ground(ink):
+    # An image lower than this leaves no room for a ground to vary in.
+    if even := min(ink.shape) < 40 or has_even_ground(ink):
         ink = (ink - ink.median()).clamp(min=0)
     else:
         if ink.numel() > PHOTOGRAPH_PIXELS:
@@ -178,15 +179,22 @@ def clean_ink(ink: torch.Tensor) -> torch.Tensor:
     ink = ink / max(level, 1e-6)
     rules = max(remove_rules(ink), remove_rules(ink.T)) if not even or has_middle_greys(ink) else 0.0
     if even:
-        return ink.clamp(0, 1)
+        return without_specks(ink.clamp(0, 1))
     noise = 1.4826 * float(ink.abs().median())
     floor = min(max(0.25, 5 * noise, 1.3 * rules), 0.6)
     return without_specks(((ink - floor) / (0.85 - floor)).clamp(0, 1))
 
 
 def has_even_ground(ink: torch.Tensor) -> bool:
-    """Whether most pixels are of one brightness: a drawing, a scan or a rendering, not a photograph."""
-    return bool(((ink - ink.median()).abs() < 2.5 / 255).float().mean() > 0.5)
+    """Whether most pixels are of one brightness, everywhere: a drawing, a scan or a rendering, not a photograph."""
+    ground = ink.median()
+    level = ink_level((ink - ground).clamp(min=0))
+    if ((ink - ground).abs() < max(level / 40, 0.5 / 255)).float().mean() < 0.5:
+        return False
+    tiles = [tile for rows in ink.tensor_split(4) for tile in rows.tensor_split(4, dim=1) if tile.numel()]
+    # Of the darkest quarter of each, so that ink may cover most of a tile.
+    darkest = torch.stack([tile.flatten().kthvalue(tile.numel() // 4 + 1).values for tile in tiles])
+    return bool((darkest - ground).abs().max() < level / 10)
 
 
 def has_middle_greys(ink: torch.Tensor) -> bool:
@@ -224,7 +232,7 @@ def without_ground(ink: torch.Tensor) -> torch.Tensor:
 
 
 def without_specks(ink: torch.Tensor) -> torch.Tensor:
-    """Without parts that nowhere reach full contrast, and those far smaller than a dot of the pen."""
+    """Without parts that nowhere come near full contrast, and those far smaller than a dot of the pen."""
     boxes, areas, labels = parts(ink > 0.1)
     if not len(boxes):
         return ink
@@ -235,7 +243,9 @@ def without_specks(ink: torch.Tensor) -> torch.Tensor:
     order = np.argsort(-areas)
     main = order[: 1 + np.searchsorted(areas[order].cumsum(), areas.sum() / 2)]
     pen = pen_width(ink * torch.from_numpy(np.isin(labels, main)))
-    kept = (peaks > 0.6) & (areas > 0.4 * pen**2)
+    kept = (peaks > 0.5) & (areas > 0.3 * pen**2)
+    if kept.all():
+        return ink
     return ink * torch.from_numpy(np.append(kept, False)[labels])
 
 
