@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
@@ -492,6 +492,8 @@ def _view(content, image: Image.Image | np.ndarray, geometry: torch.Tensor) -> _
     if isinstance(content, Ink):
         finer = max(1, min(3, PICTURE_SIDE // max(image.size)))
         picture = ImageOps.invert(render(content.strokes, 28.0 * finer, 3.0 * finer, 12 * finer))
+        # Closes the hairlines between the pieces of a stroke, which show at this size: blur, then sharp edges again.
+        picture = picture.filter(ImageFilter.GaussianBlur(finer / 2)).point(lambda grey: 3 * grey - 255)
     else:
         picture = image if isinstance(image, Image.Image) else _picture(image)
         coarser = math.ceil(max(picture.size) / PICTURE_SIDE)

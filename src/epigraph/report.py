@@ -145,10 +145,11 @@ def _article(number: int, example: Example) -> str:
         body = f"<p class=note>{html.escape(reading.error)}</p>"
     else:
         facts.insert(0, f"{_percent(reading.score)} sure")
-        body = f"<h3>Reading</h3>{formula(reading.text)}"
+        same = reading.text == example.truth
+        body = f"<h3>Reading{' and truth' * same}</h3>{formula(reading.text)}"
     if reading.doubtful:
         kind, mark = kind or "doubtful", " · ".join(filter(None, (mark, "? doubtful")))
-    if example.truth is not None:
+    if example.truth not in (None, reading.text):
         body += f"<h3>Truth</h3>{formula(example.truth)}"
     body = f"<section>{body}{_n_best(reading)}</section>"
     if reading.image is not None:
