@@ -5,7 +5,6 @@ import re
 import shutil
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -202,3 +201,217 @@ def test_twenty_requests_at_once_are_all_answered_each_with_its_own(url, checkpo
             assert json.loads(answer.split("data: ")[-1])[0]["text"] == expected[i % len(drawings)]
         else:
             assert "event: error" in answer and "not valid JSON" in answer
+
+
+# ------------------------------------------------------------------------------------------------------------ page
+
+DESKTOP, PHONE = (1200, 900), (390, 844)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(request, browser, url):
+    """The page, ready to draw on. Nothing may fail in its scripts, or be asked of another host."""
+    width, height = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, has_touch=request.param == PHONE, accept_downloads=True
+    )
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on(
+        "request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else problems.append(asked.url)
+    )
+    page.goto(url)
+    page.locator(".paper svg").wait_for()
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than the screen"
+    assert not problems
+    context.close()
+
+
+def draw(page, strokes, left=40, top=50):
+    """With the mouse; on the phone with a finger, which playwright can only tap with."""
+    box = page.locator(".paper svg").bounding_box()
+    x0, y0 = round(box["x"]) + left, round(box["y"]) + top
+    if page.viewport_size["width"] != PHONE[0]:
+        for stroke in strokes:
+            page.mouse.move(x0 + stroke[0][0], y0 + stroke[0][1])
+            page.mouse.down()
+            for x, y in stroke[1:]:
+                page.mouse.move(x0 + x, y0 + y)
+            page.mouse.up()
+        return
+    finger = page.context.new_cdp_session(page)
+    for stroke in strokes:
+        for index, (x, y) in enumerate(stroke):
+            kind = "touchMove" if index else "touchStart"
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x0 + x, "y": y0 + y}]})
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def latex(page):
+    return page.get_by_label("LaTeX", exact=True)
+
+
+def wait_for_latex(page, text):
+    page.wait_for_function("text => document.querySelector('#LaTeX')?.value === text", arg=text)
+
+
+def saved_strokes(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save ink").click()
+    return json.loads(Path(download.value.path()).read_text())["strokes"]
+
+
+def shown_readings(page):
+    return page.locator(".readings tbody tr").evaluate_all(
+        "rows => rows.map(row => row.cells[0].innerText + row.cells[2].innerText)"
+    )
+
+
+def upload(page, path):
+    page.get_by_role("tab", name="Upload").click()
+    page.locator("input[type=file]").set_input_files(path)
+
+
+@pytest.mark.browser
+def test_a_drawing_is_read_like_the_same_ink_in_files(page, client, tmp_path):
+    draw(page, SUM)
+    wait_for_latex(page, "7 + 1")
+    assert page.locator(".answer math").text_content() == "7+1"
+    assert "confidence" in page.locator(".answer").inner_text()
+    assert page.get_by_label("MathML", exact=True).input_value().startswith("<math")
+
+    strokes = saved_strokes(page)
+    (x, y), (x0, y0) = strokes[0][0], SUM[0][0]
+    moved = [[[left - x + x0, top - y + y0] for left, top in stroke] for stroke in strokes]
+    assert moved == SUM, "the pad records what the pointer did"
+    ask = lambda ink: client.predict(strokes=as_json(ink), api_name="/read_ink")  # noqa: E731
+    assert ask(strokes) == ask(SUM)
+
+    drawn = shown_readings(page)
+    (tmp_path / "ink.inkml").write_text(as_inkml(SUM))
+    page.get_by_role("button", name="Clear").click()
+    latex(page).wait_for(state="detached")
+    upload(page, tmp_path / "ink.inkml")
+    wait_for_latex(page, "7 + 1")
+    assert len(drawn) == 5 and shown_readings(page) == drawn
+
+
+@pytest.mark.browser
+def test_heat_maps_are_switched_by_pointer_and_keyboard(page):
+    page.get_by_role("button", name="Example: root").click()
+    wait_for_latex(page, r"\sqrt { 2 }")
+
+    def visible():
+        heats = page.locator(".look .heat").evaluate_all(
+            "heats => heats.map((heat, i) => [getComputedStyle(heat).opacity, i, heat.className, heat.src])"
+        )
+        return [heat for opacity, *heat in heats if opacity == "1"]
+
+    [(first, kind, _)] = visible()
+    assert (first, kind) == (0, "heat attention")
+    page.locator(".look label", has_text="Coverage").click()
+    [(index, kind, shown)] = visible()
+    assert (index, kind) == (1, "heat coverage")
+    page.locator(".look [name=token]").first.focus()
+    page.keyboard.press("ArrowRight")
+    [(index, kind, other)] = visible()
+    assert (index, kind) == (3, "heat coverage") and other != shown
+    picture, heat = (page.locator(f".look {one}").first.bounding_box() for one in (".picture", ".heat"))
+    assert picture == pytest.approx(heat, abs=1)
+
+
+@pytest.mark.browser
+def test_an_empty_pad_and_bad_files_are_explained_and_the_page_stays_usable(page, tmp_path):
+    page.get_by_role("button", name="Read", exact=True).click()
+    alert = page.get_by_role("alert")
+    assert "Draw a formula first" in alert.inner_text()
+    (tmp_path / "torn.inkml").write_text("<ink><trace>1 2")
+    upload(page, tmp_path / "torn.inkml")
+    page.get_by_text("torn.inkml: not well-formed XML").wait_for()
+    assert "Upload an image" in alert.inner_text() and latex(page).count() == 0
+    page.get_by_role("tab", name="Draw").click()
+    draw(page, SUM)
+    wait_for_latex(page, "7 + 1")
+    assert alert.count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_undo_and_clear_by_keyboard(page):
+    drawing = page.get_by_role("img", name="Drawing pad")
+    assert "empty" in drawing.get_attribute("aria-label")
+    draw(page, SUM[:2])
+    assert "2 strokes" in drawing.get_attribute("aria-label")
+    page.keyboard.press("Control+z")
+    assert "1 stroke." in drawing.get_attribute("aria-label")
+    page.get_by_role("button", name="Clear").focus()
+    page.keyboard.press("Enter")
+    assert "empty" in drawing.get_attribute("aria-label")
+    page.get_by_role("button", name="Undo").focus()
+    page.keyboard.press("Space")
+    assert "1 stroke." in drawing.get_attribute("aria-label")
+    assert [len(stroke) for stroke in saved_strokes(page)] == [len(SUM[0])]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_every_control_has_a_name_and_is_reached_by_keyboard(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Example: root").click()
+    wait_for_latex(page, r"\sqrt { 2 }")
+    structure = page.locator("body").aria_snapshot()
+    kinds = re.findall(r"- '?(button|tab|textbox|radio)\b", structure)
+    named = re.findall(r"- '?(button|tab|textbox|radio)\b \"[^\"]+\"", structure)
+    assert len(kinds) >= 20 and kinds == named, structure
+    reached = []
+    while "Copy MathML" not in reached and len(reached) < 30:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel"))
+    assert {"Example: sum", "Copy LaTeX", "Copy MathML"} <= set(reached), reached
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("<math")
+
+
+# ------------------------------------------------------------------------------------------------------------ card
+
+
+def test_the_card_is_what_the_hub_expects():
+    card = RepoCard.load(space.FOLDER / "README.md")
+    data = SpaceCardData(**card.data.to_dict())
+    assert (data.sdk, data.app_file, data.python_version) == ("gradio", "app.py", "3.11")
+    assert data.models == data.preload_from_hub == ["epigraph/comer-hme"] and len(data.short_description) <= 60
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    gradio = next(
+        wanted for wanted in map(Requirement, project["optional-dependencies"]["demo"]) if wanted.name == "gradio"
+    )
+    assert gradio.specifier.contains(data.sdk_version)
+    wanted = [
+        line for line in (space.FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")
+    ]
+    [epigraph] = map(Requirement, wanted)
+    assert epigraph.name == "epigraph" and epigraph.extras == {"demo"}
+    assert epigraph.specifier.contains(project["version"])
+
+
+def test_the_examples_are_our_own():
+    assert len(EXAMPLES) == 6
+    for path in EXAMPLES:
+        assert path.read_bytes() == (ROOT / "examples" / "handwritten-math" / path.name).read_bytes()

@@ -25,7 +25,7 @@ MIN_SCORE = 0.5  # below it a reading is more often wrong than right
 ONE_AT_A_TIME = {"concurrency_id": "read", "concurrency_limit": 1}
 MOST_WAITING = 100
 HOUR = 3600  # seconds, after which uploads are deleted
-Shown = tuple[str, str, str, str, str]  # of the page: answer, LaTeX, MathML, readings, where the model looked
+Shown = tuple[str, str, str]  # of the page: answer, readings, where the model looked
 MODEL, PROCESSOR = load(os.environ.get("EPIGRAPH_MODEL"))
 
 
@@ -58,20 +58,19 @@ def read_upload(path: str) -> FormulaReading:
 
 def shown(reading: FormulaReading, ink: bool) -> Shown:
     if reading.error or not reading.text:
-        return view.alert(reading.error or f"No formula was found in {reading.name}; write it larger."), "", "", "", ""
-    source = mathml(reading.text) or ""
-    return view.answer(reading), reading.text, source, view.readings(reading), view.look(reading, ink)
+        return view.alert(reading.error or f"No formula was found in {reading.name}; write it larger."), "", ""
+    return view.answer(reading), view.readings(reading), view.look(reading, ink)
 
 
 def show_drawing(strokes: str) -> Shown:
     """While it is drawn; an empty pad waits."""
-    return shown(read_strokes(strokes), ink=True) if strokes else (view.WAITING, "", "", "", "")
+    return shown(read_strokes(strokes), ink=True) if strokes else (view.WAITING, "", "")
 
 
 def show_drawing_on_demand(strokes: str) -> Shown:
     """By the Read button; an empty pad is a mistake."""
     if not strokes:
-        return view.alert("The pad is empty. Draw a formula first, or upload a file."), "", "", "", ""
+        return view.alert("The pad is empty. Draw a formula first, or upload a file."), "", ""
     return show_drawing(strokes)
 
 
@@ -80,7 +79,7 @@ def show_upload(path: str) -> Shown:
 
 
 def show_nothing() -> Shown:
-    return view.WAITING, "", "", "", ""
+    return view.WAITING, "", ""
 
 
 def pad() -> gr.HTML:
@@ -158,20 +157,18 @@ with gr.Blocks(title="Handwritten formulas to LaTeX", analytics_enabled=False, d
         elem_classes="title",
         **PLAIN,
     )
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(min_width=320), gr.Tabs():
             with gr.Tab("Draw"):
                 drawing = pad()
             with gr.Tab("Upload"):
                 upload = gr.File(label="Image, InkML or JSON strokes", file_types=["image", *INK_FILES], height=220)
         with gr.Column(min_width=320):
-            answer = gr.HTML(view.WAITING, **PLAIN)
-            latex = gr.Textbox(label="LaTeX", lines=1, interactive=False, buttons=["copy"])
-            source = gr.Textbox(label="MathML", lines=1, max_lines=2, interactive=False, buttons=["copy"])
+            answer = gr.HTML(view.WAITING, **PLAIN | {"js_on_load": (HERE / "copy.js").read_text(encoding="utf-8")})
             readings = gr.HTML(**PLAIN)
     looked = gr.HTML(**PLAIN)
 
-    outputs = [answer, latex, source, readings, looked]
+    outputs = [answer, readings, looked]
     of_page = {"outputs": outputs, "api_visibility": "private", "show_progress": "hidden", **ONE_AT_A_TIME}
     drawing.change(show_drawing, drawing, trigger_mode="always_last", **of_page)
     drawing.submit(show_drawing_on_demand, drawing, trigger_mode="once", **of_page)

@@ -6,30 +6,38 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from epigraph.reading import FormulaReading
 from epigraph.report import ATTENTION, COVERAGE, mathml, opaque
 
 GRID = 48  # largest side of a map: the model sees no finer, and the browser draws it smoothly
 
-WAITING = "<div class=answer role=status><p class=soft>The formula appears here as you draw.</p></div>"
+WAITING = "<div class=answer><div role=status><p class=soft>The formula appears here as you draw.</p></div></div>"
 
 
 def alert(message: str) -> str:
     """A sentence in place of an answer; screen readers say it at once."""
-    return f"<div class=answer role=status><p class=alert role=alert>{html.escape(message)}</p></div>"
+    return f"<div class=answer><div role=status><p class=alert role=alert>{html.escape(message)}</p></div></div>"
 
 
 def answer(reading: FormulaReading) -> str:
-    """The formula, rendered, and in words and numbers how far to trust it."""
+    """The formula, rendered, in words and numbers how far to trust it, and LaTeX and MathML to copy (`copy.js`)."""
     percent = f"{100 * reading.score:.0f} %"
     words = "Doubtful" if reading.doubtful else "Probably right"
     advice = " Compare the other readings, or write it again." if reading.doubtful else ""
     return (
-        f"<div class=answer role=status><div class=formula>{_formula(reading.text)}</div>"
+        f"<div class=answer><div role=status><div class=formula>{_formula(reading.text)}</div>"
         f"<p class=confidence><meter low=0.5 high=0.5 optimum=1 value={reading.score:.3f} aria-hidden=true></meter>"
         f"<span><b>{words}: {percent}</b> confidence.{advice}</span></p></div>"
+        f"{_field('LaTeX', reading.text)}{_field('MathML', mathml(reading.text) or '')}</div>"
+    )
+
+
+def _field(name: str, content: str) -> str:
+    return (
+        f"<div class=field><label for={name}>{name}</label><button type=button>Copy {name}</button>"
+        f"<textarea id={name} rows=1 readonly spellcheck=false>{html.escape(content)}</textarea></div>"
     )
 
 
@@ -63,7 +71,8 @@ def look(reading: FormulaReading, ink: bool) -> str:
         ink: whether the picture is of strokes, black on white; they are then shown in the colours of the page.
     """
     if ink:
-        kind, picture = "ink", Image.merge("LA", (Image.new("L", reading.image.size), ImageOps.invert(reading.image)))
+        strokes = ImageOps.invert(reading.image).filter(ImageFilter.MedianFilter(5))  # closes the notches of joints
+        kind, picture = "ink", Image.merge("LA", (Image.new("L", strokes.size), strokes))
     else:
         picture = opaque(reading.image)
         kind = "bright" if np.median(np.asarray(picture.convert("L"))) > 127 else "dim"
@@ -93,7 +102,7 @@ def look(reading: FormulaReading, ink: bool) -> str:
     )
     return (
         "<h2 class=part>What the model looked at</h2>"
-        f'<div class=look style="--width: {width}px; --ratio: {width} / {height}">'
+        f'<div class=look style="--width: {0.75 * width if ink else width:.0f}px; --ratio: {width} / {height}">'
         f'<img class="picture {kind}" src="{_data_uri(picture)}" width={width} height={height} alt="what was read">'
         f"<fieldset><legend>Show the model's</legend>{kinds}</fieldset>"
         f"<fieldset><legend>for the token</legend>{''.join(chips)}</fieldset>"
