@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from epigraph.cards import weights_sha256, writers_table
 from epigraph.data.readers import expand_path, load_formulas
 from epigraph.evaluation import data_sha256, evaluate_formulas, portable, write_json
 from epigraph.finetuning import FinetuneArguments, finetune
-from epigraph.hub import weights_sha256, writers_table
 from epigraph.metrics import exprate, token_error_rate, token_errors
 from epigraph.reading import load
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 import epigraph
 from epigraph import training
 from epigraph.calibration import cross_validated, fit, losses, probabilities, reliability
-from epigraph.hub import reliability_table
+from epigraph.cards import reliability_table
 from epigraph.models.configuration_comer import CoMERConfig
 
 ROOT = Path(__file__).resolve().parent.parent

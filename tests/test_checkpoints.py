@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
 import epigraph
-from epigraph.hub import read_results, results_files, weights_sha256
+from epigraph.cards import read_results, results_files, weights_sha256
 from epigraph.reading import DEFAULT_CHECKPOINTS, load
 
 ROOT = Path(__file__).resolve().parent.parent

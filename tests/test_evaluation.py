@@ -10,8 +10,8 @@ from datasets import Dataset, Image
 from drawings import PLUS, STEPS, TEXTS, WAVE
 
 from epigraph import evaluation, reading
+from epigraph.cards import metrics_table, read_results, reliability_table, results_section, weights_sha256
 from epigraph.data.ink import render
-from epigraph.hub import metrics_table, read_results, reliability_table, results_section, weights_sha256
 from epigraph.metrics import formula_metrics
 
 FAST = ["--num_beams", "2", "--max_length", "10"]
@@ -88,12 +88,12 @@ def test_results_have_the_fixed_form(reader, ink, tmp_path, capsys):
 
 def test_cards_show_how_far_scores_can_be_trusted_and_older_results_still_render(reader, ink, tmp_path):
     results = run(reader, ink, tmp_path / "results.json")
-    section = results_section(results)
+    section = results_section([results])
     assert reliability_table(results) in section and "| score | n | mean score | right |" in section
     del results["breakdowns"]["reliability"]
-    assert "mean score" not in results_section(results) and metrics_table(results) in results_section(results)
+    assert "mean score" not in results_section([results]) and metrics_table(results) in results_section([results])
     results["breakdowns"]["reliability"] = None
-    assert "mean score" not in results_section(results), "nothing could be read"
+    assert "mean score" not in results_section([results]), "nothing could be read"
 
 
 def test_the_recorded_command_repeats_the_run(reader, ink, tmp_path, monkeypatch):

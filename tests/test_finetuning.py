@@ -1,6 +1,7 @@
 """Fine-tuning: what is trained and what stays, new symbols from folder to reading, adapters on disk and on the Hub."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import epigraph
+from epigraph import cards
 from epigraph import hub as publishing
 from epigraph.data.ink import render
-from epigraph.finetuning import FinetuneArguments, hold_out, main
+from epigraph.finetuning import FinetuneArguments, hold_out, main, usable_images
 from epigraph.reading import load
 from epigraph.training import RecipeError, parse_recipe
 
@@ -165,10 +167,9 @@ def test_new_command_enters_the_grammar(tiny_comer, tmp_path):
 
 
 def test_labels_with_unknown_symbols_are_left_out_with_a_hint(tiny_comer, tmp_path, caplog):
-    data = write_folder(tmp_path / "mine", {r"\Omega": BAR, "x": WAVE, "y": BAR})
-    (data / "2.png").write_bytes(b"no image")
+    data = write_folder(tmp_path / "mine", {r"\Omega": BAR, "x": WAVE})
     quick(tiny_comer, data, tmp_path / "run", "--eval_share", 0)
-    assert "add --new_symbols auto" in caplog.text and "2: not an image" in caplog.text
+    assert "add --new_symbols auto" in caplog.text
     assert json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())["examples"] == 1
 
 
@@ -181,6 +182,17 @@ def test_inkml_folder(tiny_comer, tmp_path):
     quick(tiny_comer, tmp_path, tmp_path / "run", "--lora")
     results = json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())
     assert (results["examples"], results["held_out"]["n"]) == (2, 1)
+
+
+def test_damaged_images_of_parquet_are_left_out_and_named(caplog):
+    buffer = io.BytesIO()
+    render(BAR).save(buffer, "PNG")
+    images = [{"bytes": content, "path": None} for content in (b"no image", buffer.getvalue())]
+    rows = datasets.Dataset.from_dict({"id": ["bad", "good"], "text": ["x", "1"], "image": images})
+    rows = rows.cast_column("image", datasets.Image())
+    assert usable_images(rows, 10**6)["id"][:] == ["good"] and "left out: bad: not an image" in caplog.text
+    with pytest.raises(ValueError, match="none of the 1 images can be opened"):
+        usable_images(rows.select([0]), 10**6)
 
 
 def test_large_images_are_shrunk_not_left_out(tiny_comer, tmp_path):
@@ -281,7 +293,7 @@ def test_evaluation_takes_an_adapter(taught, tmp_path):
     data = write_folder(tmp_path / "data", NEW)
     evaluate(["--model", str(taught / "final"), "--data", str(data), "--output", str(tmp_path / "results.json")])
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["weights_sha256"] == publishing.weights_sha256(taught / "final")
+    assert results["weights_sha256"] == cards.weights_sha256(taught / "final")
     assert next(row["value"] for row in results["rows"] if row["metric"] == "exprate") == 1
 
 

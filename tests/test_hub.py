@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
+from epigraph import cards
 from epigraph import hub as publishing
 from epigraph.models.modeling_comer import CoMERForConditionalGeneration
 from epigraph.models.processing import comer_processor
@@ -30,7 +31,7 @@ def published(tiny_comer, tmp_path):
         "model": "tiny-hme",
         "command": "python scripts/evaluate.py --model tiny-hme --data made_up.parquet",
         "versions": {"torch": "2.13.0"},
-        "weights_sha256": publishing.weights_sha256(model_dir),
+        "weights_sha256": cards.weights_sha256(model_dir),
         "data_sha256": "0" * 64,
         "rows": [{"metric": "exprate", "value": 0.125, **row}, {"metric": "exprate_1", "value": 0.5, **row}],
         "breakdowns": {},
@@ -147,18 +148,35 @@ def test_card_is_complete(published, no_hub, capsys):
     assert "| made-up | test | standard | 8 | 12.50 % | 50.00 % |" in written.text
     assert "python scripts/evaluate.py --model tiny-hme --data made_up.parquet" in written.text
     assert "![Training curve](training_curve.png)" in written.text
-    assert re.findall(r"^## (.+)$", written.text, re.MULTILINE) == publishing.SECTIONS
+    assert re.findall(r"^## (.+)$", written.text, re.MULTILINE) == cards.SECTIONS
 
 
 def test_every_results_file_has_its_table(published, no_hub):
     model_dir, card, results = published
     other = results.with_name("tiny-hme.bitmaps.json")
     other.write_text(results.read_text().replace("made-up", "drawn").replace("made_up", "drawn"))
-    assert publishing.results_files("tiny-hme", results.parent) == [results, other]
-    rendered = publishing.render_card(card, [results, other], model_dir)
+    assert cards.results_files("tiny-hme", results.parent) == [results, other]
+    rendered = cards.render_card(card, [results, other], model_dir)
     for source, data in (("made-up", "made_up.parquet"), ("drawn", "drawn.parquet")):
         assert f"| {source} | test | standard | 8 | 12.50 % | 50.00 % |" in rendered and data in rendered
     assert len(ModelCard(rendered).data.eval_results) == 4
+
+
+def test_changed_images_and_earlier_weights_stand_beside_but_not_in_the_model_index(published, tmp_path):
+    model_dir, card, results = published
+    found = json.loads(results.read_text())
+    inverted = {**found, "rows": [{**row, "variant": "inverted", "value": 0.25} for row in found["rows"]]}
+    results.with_name("tiny-hme.inverted.json").write_text(json.dumps(inverted))
+    (results.parent / "earlier").mkdir()
+    before = {**found, "weights_sha256": "1" * 64, "rows": [{**row, "value": 0.0625} for row in found["rows"]]}
+    (results.parent / "earlier" / "tiny-hme.json").write_text(json.dumps(before))
+    files, earlier = cards.results_files("tiny-hme", results.parent), cards.earlier_files("tiny-hme", results.parent)
+    rendered = cards.render_card(card, files, model_dir, earlier=earlier)
+    assert "| data | split | images | protocol | n |" in rendered
+    assert "| made-up | test | as they are | standard | 8 | 12.50 % | 50.00 % |" in rendered
+    assert "| made-up | test | inverted | standard | 8 | 25.00 % | 25.00 % |" in rendered
+    assert "| made-up | test | standard | 8 | 6.25 % | 6.25 % |" in rendered and "1" * 64 in rendered
+    assert {row.metric_value for row in ModelCard(rendered).data.eval_results} == {0.125, 0.5}
 
 
 def truncate_weights(model_dir, card, results):
@@ -224,11 +242,11 @@ def test_results_in_the_documents_are_up_to_date(run_python):
 
 def test_fill_is_idempotent_and_keeps_the_rest():
     text = "before\n<!-- results -->\nold\n<!-- /results -->\nafter"
-    once = publishing.fill(text, "results", r"| \1 |")
+    once = cards.fill(text, "results", r"| \1 |")
     assert once == "before\n<!-- results -->\n| \\1 |\n<!-- /results -->\nafter"
-    assert publishing.fill(once, "results", r"| \1 |") == once
+    assert cards.fill(once, "results", r"| \1 |") == once
     with pytest.raises(ValueError, match="exactly one block"):
-        publishing.fill("nothing", "results", "x")
+        cards.fill("nothing", "results", "x")
 
 
 def writers_results(weights: str) -> dict:
@@ -248,16 +266,16 @@ def writers_results(weights: str) -> dict:
 
 def test_writers_fill_their_block_and_are_no_results_of_the_model(published, tmp_path):
     model_dir, card, results = published
-    measured = writers_results(publishing.weights_sha256(model_dir))
+    measured = writers_results(cards.weights_sha256(model_dir))
     writers = tmp_path / "tiny-hme.writers.json"
     writers.write_text(json.dumps(measured))
-    assert writers not in publishing.results_files("tiny-hme", tmp_path)
-    rendered = publishing.render_card(card, [results], model_dir, writers)
+    assert writers not in cards.results_files("tiny-hme", tmp_path)
+    rendered = cards.render_card(card, [results], model_dir, writers)
     assert "| 2 writers, 40 expressions |" in rendered and "| before | 25.00 % | 50.00 % |" in rendered
     assert "| LoRA | 30.00 % (-5.0 … +15.0) |" in rendered and "| 12.5 % | 14 | 40.00 % |" in rendered
     assert "python scripts/adapt_writers.py --model tiny-hme" in rendered
     assert {row.metric_type for row in ModelCard(rendered).data.eval_results} == {"exprate", "exprate_1"}
     writers.write_text(json.dumps({**measured, "weights_sha256": "1" * 64}))
     with pytest.raises(ValueError, match="writers.json were measured on other weights; run scripts/adapt_writers.py"):
-        publishing.render_card(card, [results], model_dir, writers)
-    assert "writers, 40" not in publishing.render_card(card, [results], model_dir, tmp_path / "none.writers.json")
+        cards.render_card(card, [results], model_dir, writers)
+    assert "writers, 40" not in cards.render_card(card, [results], model_dir, tmp_path / "none.writers.json")

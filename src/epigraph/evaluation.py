@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
 from .calibration import reliability
+from .cards import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
 from .data.latex import is_valid
 from .data.variants import Variant, vary
-from .hub import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
 from .metrics import formula_breakdowns, formula_metrics
 from .reading import FormulaReading, checkpoint_folder, load, read_all, to_image
 

@@ -21,7 +21,15 @@ import torch
 from transformers.trainer_utils import set_seed
 
 from .adapters import ADAPTER_CONFIG, is_adapter
-from .training import LoopArguments, RecipeError, formula_loader, parse_recipe, reading_evaluation, refuse_existing
+from .training import (
+    LoopArguments,
+    RecipeError,
+    formula_loader,
+    parse_recipe,
+    reading_evaluation,
+    refuse_existing,
+    save_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +73,9 @@ class FinetuneArguments(LoopArguments):
     zoom: list[float] = field(default_factory=lambda: [0.8, 1.25], metadata={"help": "Range of the size factor."})
     batch_size: int = field(default=8, metadata={"help": "Examples a step, over all processes."})
     max_pixels: int = field(default=2_000_000, metadata={"help": "Pixels a batch, before the processor's scale."})
+    max_image_pixels: int = field(
+        default=320_000, metadata={"help": "Larger training images are shrunk; ink drawn larger is left out."}
+    )
     max_steps: int = field(default=0, metadata={"help": "Steps; 0: 20 passes over the data, from 40 to 2000 steps."})
     learning_rate: float = field(default=0.0, metadata={"help": "Peak rate; 0: 1e-3 for LoRA, else 1e-4."})
     weight_decay: float = field(default=0.01, metadata={"help": "For matrices and kernels."})
@@ -319,6 +330,23 @@ def write_readings(path: Path, rows, before: list[str], after: list[str]) -> Non
 # -------------------------------------------------------------------------------------------------------------- main
 
 
+def load_data(args: FinetuneArguments, rows, vocabulary: dict[str, int]):
+    """Rows to train on and rows to measure with (or None), from what was loaded; what is left out is logged."""
+    from .data.readers import load_formulas, normalise_labels
+
+    rows, report = normalise_labels(rows, vocabulary)
+    if report.unknown and not args.new_symbols:
+        logger.warning("add --new_symbols auto to teach the model the %d unknown symbols, too", len(report.unknown))
+    rows = usable_images(rows, args.max_image_pixels)
+    if args.eval_data:
+        held_out = comparable_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)
+    else:
+        rows, held_out = hold_out(rows, args.eval_share, args.seed)
+    if held_out is not None:
+        held_out = held_out.select(range(min(len(held_out), args.eval_limit or len(held_out))))
+    return rows, held_out
+
+
 def finetune(args: FinetuneArguments, command: str) -> dict:
     """Train as the arguments say; what stands in `OUTPUT_DIR/final/finetuning.json`.
 
@@ -330,9 +358,8 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     """
     import epigraph  # noqa: F401  registers the Auto classes
 
-    from .data.readers import load_formulas, normalise_labels
-    from .evaluation import write_json
-    from .hub import ADAPTER_RESULTS, weights_sha256
+    from .cards import weights_sha256
+    from .data.readers import load_formulas
     from .reading import checkpoint_folder, default_checkpoint, load
     from .training import train
 
@@ -345,39 +372,18 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     base = str(folder.resolve()) if Path(name).expanduser().is_dir() else name
     model, processor = load(folder, None, "cpu")
     rows = load_formulas(args.train_data, args.train_split)
-
     symbols = missing_symbols(rows, processor.tokenizer.get_vocab(), args.new_symbols) if args.new_symbols else []
     if symbols:
         processor = widened_processor(processor, symbols)
         model.widen_vocabulary(processor.tokenizer.get_vocab())
         logger.warning("%d new symbols: %s", len(symbols), " ".join(symbols))
-    vocabulary = processor.tokenizer.get_vocab()
-    rows, report = normalise_labels(rows, vocabulary)
-    if report.unknown and not args.new_symbols:
-        logger.warning("add --new_symbols auto to teach the model the %d unknown symbols, too", len(report.unknown))
-    rows = usable_images(rows, args.max_image_pixels)
-    if args.eval_data:
-        held_out = comparable_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)
-    else:
-        rows, held_out = hold_out(rows, args.eval_share, args.seed)
-    if held_out is not None:
-        held_out = held_out.select(range(min(len(held_out), args.eval_limit or len(held_out))))
+    rows, held_out = load_data(args, rows, processor.tokenizer.get_vocab())
 
     args = args.scaled_to(len(rows))
     model = prepare_model(model, args, bool(symbols))
     loader = formula_loader(rows, processor, args)
     if dropped := len(rows) - int(loader.batches.usable.sum()):
         logger.warning("%d of %d formulas are larger than max_image_pixels or max_label_length", dropped, len(rows))
-    weights = counts(model)
-    before = measure(folder, held_out) if held_out is not None else None
-    evaluate = None
-    if before and args.eval_steps < args.max_steps:
-        evaluate = reading_evaluation(held_out, processor, None)
-    started = time.process_time()
-    train(model, loader, args, evaluate, saver(processor, base, args.lora))
-    seconds = time.process_time() - started
-
-    final = Path(args.output_dir) / "final"
     results = {
         "method": "LoRA" if args.lora else "full fine-tuning",
         "command": command,
@@ -385,23 +391,51 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
         "base_weights_sha256": weights_sha256(folder),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("epigraph", "torch", "transformers", "peft")},
-        "weights": weights,
+        "weights": counts(model),
         "examples": len(rows) - dropped,
         "steps": args.max_steps,
         "learning_rate": args.learning_rate,
-        "cpu_seconds": seconds,
         "new_symbols": symbols,
     }
-    if before:
-        after = measure(final, held_out)
-        results["held_out"] = {"n": len(held_out), "before": before["metrics"], "after": after["metrics"]}
-        write_readings(final.parent / "readings.jsonl", held_out, before["texts"], after["texts"])
-    write_json(final / ADAPTER_RESULTS, results)
-    if args.merge:
-        merged, processor = load(final, None, "cpu")
-        merged.save_pretrained(final.parent / "merged")
-        processor.save_pretrained(final.parent / "merged")
+    before = measure(folder, held_out) if held_out is not None and first_process() else None
+    evaluate = None
+    if held_out is not None and args.eval_steps < args.max_steps:
+        evaluate = reading_evaluation(held_out, processor, None)
+    started = time.process_time()
+    train(model, loader, args, evaluate, saver(processor, base, args.lora))
+    results["cpu_seconds"] = time.process_time() - started
+    if first_process():
+        conclude(args, results, held_out, before)
     return results
+
+
+def conclude(args: FinetuneArguments, results: dict, held_out, before: dict | None) -> None:
+    """Measure what was saved, write what was measured, merge."""
+    from .evaluation import write_json
+    from .hub import ADAPTER_RESULTS
+    from .reading import load
+
+    folder = Path(args.output_dir)
+    if before:
+        after = measure(folder / "final", held_out)
+        results["held_out"] = {"n": len(held_out), "before": before["metrics"], "after": after["metrics"]}
+        write_readings(folder / "readings.jsonl", held_out, before["texts"], after["texts"])
+    write_json(folder / "final" / ADAPTER_RESULTS, results)
+    if args.merge:
+        model, processor = load(folder / "final", None, "cpu")
+
+        def write(target: Path):
+            model.save_pretrained(target)
+            processor.save_pretrained(target)
+
+        save_atomically(folder / "merged", write)
+
+
+def first_process() -> bool:
+    """Whether this process measures and writes; under `accelerate launch` there may be others."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -410,8 +444,10 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_recipe(argv, FinetuneArguments)
     command = shlex.join(["python", "scripts/finetune.py", *map(shareable, argv)])
-    print(table(finetune(args, command)))
-    print(f"\nTry it: epigraph read --model {Path(args.output_dir) / 'final'} FILE")
+    results = finetune(args, command)
+    if first_process():
+        print(table(results))
+        print(f"\nTry it: epigraph read --model {Path(args.output_dir) / 'final'} FILE")
 
 
 __all__ = ["FinetuneArguments", "finetune", "main"]

@@ -1,274 +1,27 @@
 """Publishing: a model folder, its card and its results become one commit on the Hub.
 
-A card is prose (`model_cards/<name>.md`, YAML front matter included) with two empty blocks, `<!-- results -->` and
-`<!-- curve -->`, which are filled from `model_cards/results/<name>.json` and from what lies in the model folder. No
-number is ever typed into a card. A model that was measured on several data sets has a file for each, the others named
-`<name>.<data>.json`. What scripts/adapt_writers.py measured stands in `<name>.writers.json` and fills the block
-`<!-- writers -->`, where a card has one.
-
 An adapter is pushed without its base model, which its card and its adapter_config.json name by repository.
 """
 
 import argparse
-import hashlib
 import json
-import re
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from . import models
 from .adapters import ADAPTER_CONFIG, base_of, is_adapter
+from .cards import adapter_card, earlier_files, render_card, results_files, weights_files
 from .reading import DEFAULT_CHECKPOINTS, HUB_ORGANISATION, default_checkpoint, load
 from .training_curve import draw_training_curve
 
 CODE_REPO = f"{HUB_ORGANISATION}/epigraph-code"
-SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
 PUSHED = ["*.json", "*.safetensors", "LICENSE*", "training_curve.*"]
 ADAPTER_RESULTS = "finetuning.json"
-ADAPTER_CARD = """---
-{front}
----
-# {repo}
-
-An adapter of [{base}](https://huggingface.co/{base}), trained with epigraph.
-
-## Use
-
-```python
-import epigraph
-
-print(epigraph.read("formula.png", model="{repo}").text)
-```
-
-The same through transformers; needs peft:
-
-```python
-import epigraph
-from transformers import AutoModel, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("{repo}")
-model = AutoModel.from_pretrained("{repo}").eval()
-```
-
-## Results
-
-{results}
-
-## Training
-
-```bash
-{command}
-```
-
-## Licence
-
-That of the base model.
-"""
-METRIC_NAMES = {
-    "exprate": "ExpRate",
-    "exprate_1": "≤ 1 error",
-    "exprate_2": "≤ 2 errors",
-    "exprate_3": "≤ 3 errors",
-    "exprate_symlg": "ExpRate (symLG)",
-    "word_accuracy": "word accuracy",
-    "ned": "1-NED",
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-}
-
-
-def fill(text: str, block: str, content: str) -> str:
-    """Put `content` between `<!-- block -->` and `<!-- /block -->`; ValueError where `text` has no such block."""
-    pattern = re.compile(rf"(<!-- {block} -->).*?(<!-- /{block} -->)", re.DOTALL)
-    if len(pattern.findall(text)) != 1:
-        raise ValueError(f"the text needs exactly one block <!-- {block} --> ... <!-- /{block} -->")
-    return pattern.sub(lambda match: f"{match[1]}\n{content}\n{match[2]}", text)
-
-
-def read_results(path: str | Path) -> dict:
-    """What scripts/evaluate.py wrote; ValueError naming the file where it is not that."""
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"there are no results at {path}; write them with scripts/evaluate.py --output {path}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"the results {path} are not JSON ({error}); write them again with scripts/evaluate.py"
-        ) from None
-    missing = {"command", "versions", "weights_sha256", "data_sha256", "rows"} - set(results)
-    if missing or not results["rows"]:
-        lacking = ", ".join(sorted(missing)) or "any row"
-        raise ValueError(f"the results {path} lack {lacking}; write them again with scripts/evaluate.py")
-    return results
-
-
-def shown(metric: str, value: float) -> str:
-    """A value as tables show it: rates in per cent, PSNR in dB, SSIM as it is."""
-    if metric == "psnr":
-        return f"{value:.2f} dB"
-    return f"{value:.3f}" if metric == "ssim" else f"{100 * value:.2f} %"
-
-
-def metrics_table(results: dict) -> str:
-    """Markdown: a line per (source, split, protocol), a column per metric, in the order of the results' rows."""
-    metrics = list(dict.fromkeys(row["metric"] for row in results["rows"]))
-    lines = {}
-    for row in results["rows"]:
-        key = (row["source"], row["split"], row["protocol"], row["n"])
-        lines.setdefault(key, {})[row["metric"]] = shown(row["metric"], row["value"])
-    header = ["data", "split", "protocol", "n", *(METRIC_NAMES.get(metric, metric) for metric in metrics)]
-    table = ["| " + " | ".join(header) + " |", "|" + "---|" * 4 + "---:|" * len(metrics)]
-    for key, values in lines.items():
-        cells = [str(part if part is not None else "") for part in key] + [
-            values.get(metric, "") for metric in metrics
-        ]
-        table.append("| " + " | ".join(cells) + " |")
-    return "\n".join(table)
-
-
-def reliability_table(results: dict) -> str:
-    """Markdown: how often readings were right by their score; "" for results without scores, as older ones are."""
-    found = results.get("breakdowns", {}).get("reliability")
-    if not found:
-        return ""
-    table = ["| score | n | mean score | right |", "|---|---:|---:|---:|"]
-    for row in found["bins"]:
-        table.append(f"| {row['bin']} | {row['n']} | {100 * row['score']:.1f} % | {100 * row['right']:.1f} % |")
-    table += ["", "| readings with a score of at least | share of all | ExpRate |", "|---|---:|---:|"]
-    for row in found["at_least"]:
-        rate = "" if row["exprate"] is None else f"{100 * row['exprate']:.1f} %"
-        table.append(f"| {row['score']} | {100 * row['coverage']:.1f} % | {rate} |")
-    auroc = "" if found["auroc"] is None else f", AUROC {found['auroc']:.3f}"
-    scores = "calibrated" if found["calibration"] else "not calibrated"
-    table += ["", f"Scores ({scores}): log-loss {found['log_loss']:.4f}, Brier {found['brier']:.4f}, "
-                  f"ECE {found['ece']:.4f}{auroc}."]  # fmt: skip
-    return "\n".join(table)
-
-
-def results_section(results: dict) -> str:
-    """The tables of metrics and of scores with the command, weights, data and versions that produced them."""
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    changed = any(row.get("variant") for row in results["rows"])  # images changed on purpose say little of scores
-    tables = [table for table in (metrics_table(results), "" if changed else reliability_table(results)) if table]
-    return (
-        "\n\n".join(tables) + f"\n\nProduced by\n\n```bash\n{results['command']}\n```\n\n"
-        f"Weights sha256 `{results['weights_sha256']}`; data sha256 `{results['data_sha256']}`; {versions}."
-    )
-
-
-def writers_table(results: dict) -> str:
-    """Markdown of what scripts/adapt_writers.py wrote: before, and with each way of fine-tuning."""
-    names = {"exprate": "ExpRate", "exprate_1": "≤ 1 error", "token_error_rate": "token errors"}
-    lines = [
-        f"| {len(results['writers'])} writers, {results['rows'][0]['n']} expressions | {' | '.join(names.values())} | "
-        "weights trained | CPU seconds | ExpRate of others |",
-        "|---|" + "---:|" * (len(names) + 3),
-    ]
-    for row in results["rows"]:
-        cells = [row["method"]]
-        for metric in names:
-            interval = [f"{100 * bound:+.1f}" for bound in row.get("intervals", {}).get(metric, [])]
-            cells.append(shown(metric, row[metric]) + (f" ({' … '.join(interval)})" if interval else ""))
-        cells += [f"{100 * row['share']:.1f} %" if "share" in row else ""]
-        cells += [f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "", shown("", row["others_exprate"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def writers_section(path: str | Path, weights: str) -> str:
-    """The table with the command that produced it; ValueError where it was measured on other weights."""
-    results = read_results(path)
-    if results["weights_sha256"] != weights:
-        raise ValueError(f"the results {path} were measured on other weights; run scripts/adapt_writers.py again")
-    return (
-        f"{writers_table(results)}\n\nIn brackets the 95 % interval of the difference, drawn over expressions; the "
-        f"last column, read greedily, is {results['others']} expressions of other writers, averaged over the adapted "
-        f"models. Produced by\n\n```bash\n{results['command']}\n```"
-    )
-
-
-def results_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
-    """What was measured of the model called `name`: `<name>.json` and any `<name>.<data>.json`."""
-    others = sorted(path for path in Path(folder).glob(f"{name}.*.json") if not path.name.endswith(".writers.json"))
-    return [Path(folder) / f"{name}.json", *others]
-
-
-def render_card(
-    card: str | Path, results: list[str | Path], model_dir: str | Path, writers: str | Path | None = None
-) -> str:
-    """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
-
-    `writers` is a file that scripts/adapt_writers.py wrote, for a card with that block; it need not exist.
-
-    Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
-    on weights other than those in `model_dir`.
-    """
-    card, model_dir = Path(card), Path(model_dir)
-    if not card.is_file():
-        raise ValueError(f"there is no card {card}; write one (model_cards/comer-hme.md is an example) or name it")
-    rendered = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-    if not rendered.data.license:
-        raise ValueError(f"the card {card} names no license in its front matter; say under what terms the weights are")
-    headings = re.findall(r"^## (.+)$", rendered.text, re.MULTILINE)
-    if headings != SECTIONS:
-        raise ValueError(f"the card {card} has the sections {headings}; it needs {SECTIONS}, in this order")
-    weights = weights_sha256(model_dir)
-    measured = {path: read_results(path) for path in results}
-    for path, content in measured.items():
-        if content["weights_sha256"] != weights:
-            raise ValueError(
-                f"the results {path} were measured on other weights than those in {model_dir}; evaluate again"
-            )
-
-    curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
-    if "<!-- writers -->" in rendered.text:
-        measured_writers = writers is not None and Path(writers).is_file()
-        section = writers_section(writers, weights) if measured_writers else ""
-        rendered.text = fill(rendered.text, "writers", section)
-    try:
-        rendered.text = fill(rendered.text, "results", "\n\n".join(map(results_section, measured.values())))
-        rendered.text = fill(rendered.text, "curve", f"![Training curve]({curve})" if curve else "")
-    except ValueError as error:
-        raise ValueError(f"the card {card} cannot be filled: {error}") from None
-    rendered.data.model_name = card.stem
-    rendered.data.eval_results = [
-        EvalResult(
-            task_type=rendered.data.pipeline_tag or "image-to-text",
-            dataset_type=row["source"] or "local",
-            dataset_name=row["source"] or "local",
-            dataset_split=row["split"],
-            metric_type=row["metric"],
-            metric_name=METRIC_NAMES.get(row["metric"], row["metric"]),
-            metric_value=row["value"],
-            metric_args={"protocol": row["protocol"], "n": row["n"]},
-        )
-        for content in measured.values()
-        for row in content["rows"]
-    ]
-    return rendered.content
-
-
-def weights_files(model_dir: str | Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted; ValueError where there is none."""
-    files = sorted(Path(model_dir).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{model_dir} holds no model.safetensors; name a folder that save_pretrained wrote")
-    return files
-
-
-def weights_sha256(model_dir: str | Path) -> str:
-    """The sha256 of the weights in a model folder, over its safetensors files in the order of their names."""
-    digest = hashlib.sha256()
-    for path in weights_files(model_dir):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def entry_of(model_type: str, model_dir: str | Path) -> tuple:
@@ -397,7 +150,8 @@ def push(
     if log and not list(model_dir.glob("training_curve.*")):
         draw_training_curve(log, model_dir / "training_curve.png")
     writers = results[0].with_name(f"{name}.writers.json")
-    readme = render_card(card or f"model_cards/{name}.md", results, model_dir, writers)
+    earlier = earlier_files(name, results[0].parent)
+    readme = render_card(card or f"model_cards/{name}.md", results, model_dir, writers, earlier)
 
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
     files |= with_auto_map(model_dir, config, code_repo)
@@ -508,23 +262,6 @@ def adapter_results(adapter_dir: Path) -> dict:
         return json.loads((adapter_dir / ADAPTER_RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{adapter_dir} has no {ADAPTER_RESULTS} to make a card from ({error})") from None
-
-
-def adapter_card(repo_id: str, base_repo: str, results: dict, base_card: Path | None) -> str:
-    """The README.md of an adapter; its licence is that of the base model."""
-    from .finetuning import table
-
-    text = base_card.read_text(encoding="utf-8") if base_card else ""
-    data = ModelCardData(
-        license=ModelCard(text).data.license,
-        library_name="peft",
-        pipeline_tag="image-to-text",
-        base_model=base_repo,
-        tags=["epigraph", "lora", "handwriting", "mathematics", "latex"],
-    )
-    return ADAPTER_CARD.format(
-        front=data.to_yaml(), repo=repo_id, base=base_repo, results=table(results), command=results["command"]
-    )
 
 
 def main(args: list[str] | None = None):
