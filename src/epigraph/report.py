@@ -407,6 +407,7 @@ __all__ = [
     "formula",
     "mathml",
     "new_page",
+    "opaque",
     "overlay",
     "page",
     "read_to_page",
