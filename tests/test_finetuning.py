@@ -1,6 +1,7 @@
 """Fine-tuning: what is trained and what stays, new symbols from folder to reading, adapters on disk and on the Hub."""
 
 import csv
+import importlib.util
 import io
 import json
 import shutil
@@ -367,3 +368,52 @@ def test_adapter_is_pushed_onto_its_own_base_only(taught, tiny_comer, api, hub):
     with pytest.raises(ValueError, match="org/base holds other weights than .* was trained on"):
         publishing.push_adapter(taught / "final", "org/mine", "org/base")
     assert ("model", "org/mine") not in hub.repos
+
+
+# ----------------------------------------------------------------------------------------- scripts/adapt_writers.py
+
+
+@pytest.mark.slow
+def test_adapt_writers_measures_halves_and_goes_on(reader, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("adapt_writers", ROOT / "scripts" / "adapt_writers.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    names = ["many", "some", "one", "unknown"]
+    drawings = [(text, [list(sum(stroke, ())) for stroke in strokes]) for text, strokes in TEXTS.items()]
+    rows = [
+        {"id": f"{name}-{number}", "writer": name, "split": "test", "text": text, "strokes": strokes}
+        for name, count in zip(names, (4, 3, 1, 4))
+        for number, (text, strokes) in enumerate(drawings[:count])
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
+    arguments = [
+        "adapt_writers.py",
+        "--model",
+        str(reader),
+        "--data",
+        str(tmp_path / "data.parquet"),
+        "--split",
+        "test",
+    ]
+    arguments += ["--writers", "2", "--unknown", "unknown", "--output_dir", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", [*arguments, "--output", str(tmp_path / "out.json")])
+    script.main()
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert [(writer["trained_on"], writer["n"]) for writer in results["writers"]] == [(2, 2), (1, 2)]
+    assert [row["method"] for row in results["rows"]] == ["before", "LoRA", "full fine-tuning"]
+    assert results["others"] == 5 and results["rows"][0]["n"] == 4 and results["rows"][0]["exprate"] == 1
+    low, high = results["rows"][1]["intervals"]["exprate"]
+    assert low <= results["rows"][1]["exprate"] - 1 <= high <= 0
+    halves = [tmp_path / "runs" / "0" / f"{half}.parquet" for half in ("train", "measured")]
+    trained, measured = (set(datasets.Dataset.from_parquet(str(half))["id"]) for half in halves)
+    assert trained | measured == {f"many-{number}" for number in range(4)} and not trained & measured
+
+    monkeypatch.setattr(script, "finetune", lambda *_: pytest.fail("it had been trained"))
+    script.main()
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == results["rows"]
+    other = shutil.copytree(reader, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({**weights, "lm_head.bias": weights["lm_head.bias"] + 1}, other / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr("sys.argv", [*arguments, "--output", str(tmp_path / "out.json"), "--model", str(other)])
+    with pytest.raises(SystemExit, match="was adapted from other weights; name another --output_dir"):
+        script.main()
