@@ -56,10 +56,11 @@ function publish() {
 function position(event) {
   const box = paper.getBoundingClientRect();
   const inside = (value, low, high) => Math.min(Math.max(value, low), high); // the paper ends at its edges
-  const place = new DOMPoint(
-    inside(event.clientX, box.left, box.right),
-    inside(event.clientY, box.top, box.bottom),
-  ).matrixTransform(paper.getScreenCTM().inverse());
+  const [x, y] = [inside(event.clientX, box.left, box.right), inside(event.clientY, box.top, box.bottom)];
+  // Whole pixels stay whole, wherever on the page the paper begins.
+  const place = paper.hasAttribute("viewBox")
+    ? new DOMPoint(x, y).matrixTransform(paper.getScreenCTM().inverse())
+    : { x: x - Math.round(box.left), y: y - Math.round(box.top) };
   return [Math.round(place.x * 10) / 10, Math.round(place.y * 10) / 10];
 }
 
