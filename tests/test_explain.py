@@ -1,6 +1,7 @@
 """Where the model looked: from its cells to the picture as it was given."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import epigraph
 from epigraph import reading, report
-from epigraph.data.ink import render
+from epigraph.data.ink import read_ink, render
 from epigraph.models.processing import comer_processor
 from epigraph_cli import app
 
@@ -48,7 +49,15 @@ def centre(heat):
 
 
 @pytest.mark.parametrize("change", ["none", "inverted", "halved", "doubled", "page"])
-@pytest.mark.parametrize("settings", [{}, {"scale": 0.6, "crop_margin": 4}, {"scale": 2.0, "crop_margin": 9}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scale": 0.6, "crop_margin": 4},
+        {"scale": 2.0, "crop_margin": 9},
+        {"symbol_height": 28.0, "crop_margin": 4},
+    ],
+)
 def test_a_cell_lies_over_the_same_ink_whatever_was_done_to_it(change, settings):
     image = drawing()
     shift, factor = 0, 1
@@ -249,11 +258,23 @@ def test_explaining_a_stream_holds_one_batch(loaded):
         assert len(taken) <= count + 2
 
 
-@pytest.mark.parametrize("name", ["euler", "function"])
-def test_the_shipped_model_looks_at_the_symbol_that_it_writes(name):
-    (result,) = epigraph.read(
-        [ROOT / "examples" / "handwritten-math" / f"{name}.json"], ROOT / "checkpoints" / "comer-hme", explain=True
-    )
+@pytest.fixture(scope="module")
+def euler(tmp_path_factory):
+    """The shipped model's view of e^{i pi} + 1 = 0 as ink, and small on a large page that its camera saw turned."""
+    source = ROOT / "examples" / "handwritten-math" / "euler.json"
+    page = Image.new("RGB", (1800, 1300), (250, 248, 240))
+    drawn = render(read_ink(source).strokes, symbol_height=60, line_width=5, margin=0)
+    page.paste((30, 30, 90), (1000, 900), drawn)
+    exif = Image.Exif()
+    exif[0x0112] = 8  # turn a quarter anticlockwise to see it upright
+    path = tmp_path_factory.mktemp("euler") / "photo.png"
+    page.transpose(Image.Transpose.ROTATE_270).save(path, exif=exif)
+    box = (1000, 900, 1000 + drawn.width, 900 + drawn.height)
+    return *epigraph.read([source, path], ROOT / "checkpoints" / "comer-hme", explain=True), box
+
+
+def test_the_shipped_model_looks_at_the_symbol_that_it_writes(euler):
+    result = euler[0]
     third = result.attentions.shape[2] // 3
     assert result.attentions[0, :, :third].sum() > 0.5, "the first symbol stands at the left"
     assert result.attentions[-1, :, -third:].sum() > 0.5, "and the last at the right"
@@ -261,6 +282,21 @@ def test_the_shipped_model_looks_at_the_symbol_that_it_writes(name):
     assert ends[1] - ends[0] > third
     before, after = result.coverages[len(result.coverages) // 2], result.coverages[-1]
     assert before[:, :third].sum() / before.sum() > after[:, :third].sum() / after.sum(), "coverage spreads rightwards"
+
+
+def test_in_a_turned_photograph_it_looks_at_the_writing(euler):
+    _, result, (left, top, right, bottom) = euler
+    assert result.image.size == (900, 650)
+    factor = result.attentions.shape[2] / 1800
+    assert factor == 256 / 1800
+    around = 60  # pixels of the photograph, about a cell
+    rows = slice(int((top - around) * factor), math.ceil((bottom + around) * factor))
+    columns = slice(int((left - around) * factor), math.ceil((right + around) * factor))
+    within = result.attentions[:, rows, columns].sum((1, 2))
+    assert within.min() > 0.99, "nothing else was seen"
+    third = (columns.stop - columns.start) // 3
+    assert result.attentions[0, rows, columns][:, :third].sum() > 0.5
+    assert result.attentions[-1, rows, columns][:, -third:].sum() > 0.5
 
 
 # ----------------------------------------------------------------------------------------------- pictures and pages
