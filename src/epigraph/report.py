@@ -300,10 +300,10 @@ def _is_light(picture: Image.Image) -> bool:
 
 _CSS = """
 :root { color-scheme: light dark; /*colors*/
-  --back: #f6f5f2; --card: #fff; --text: #1c1b19; --soft: #6b6862; --line: #dedbd4; --tint: #efede7;
+  --back: #f6f5f2; --card: #fff; --text: #1c1b19; --soft: #6b6862; --line: #dedbd4; --tint: #efede7; --on: #fff;
   --right: #2b7a4b; --wrong: #c0392b; --doubt: #9a6700; --orange: #b84c00; --blue: #1864ab; }
 @media (prefers-color-scheme: dark) { :root { --back: #161513; --card: #201f1c; --text: #ece9e2; --soft: #a09c93;
-  --line: #3a3833; --tint: #2b2925; --right: #6cc08b; --wrong: #f08a7c; --doubt: #e0b050; --orange: #ff9a57;
+  --line: #3a3833; --tint: #2b2925; --on: #45423c; --right: #6cc08b; --wrong: #f08a7c; --doubt: #e0b050; --orange: #ff9a57;
   --blue: #74b9ff; } .light .picture { filter: brightness(.9); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1rem 4rem; max-width: 72rem; background: var(--back); color: var(--text);
@@ -334,7 +334,7 @@ figure { position: relative; isolation: isolate; margin: 0; }
 .mode::before { content: ""; display: inline-block; width: .6rem; height: .6rem; margin-right: .4rem;
   border-radius: 50%; background: var(--attention); }
 .coverage + .mode::before { background: var(--coverage); }
-input:checked + .mode { background: var(--card); color: var(--text); box-shadow: 0 1px 2px rgb(0 0 0 / .18); }
+input:checked + .mode { background: var(--on); color: var(--text); box-shadow: 0 1px 2px rgb(0 0 0 / .18); }
 output { position: absolute; top: 0; right: 0; max-width: calc(100% - 13.5rem); overflow: hidden; color: var(--soft);
   font-size: .82rem; line-height: 1.9rem; white-space: nowrap; text-overflow: ellipsis; visibility: hidden;
   font-variant-numeric: tabular-nums; }
@@ -377,6 +377,7 @@ table { margin-top: .4rem; border-collapse: collapse; font-variant-numeric: tabu
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: baseline; white-space: nowrap; }
 td:last-child { white-space: normal; min-width: 12rem; }
 th { font-size: .8rem; font-weight: 600; color: var(--soft); }
+@media (max-width: 30rem) { :is(th, td):is(:nth-child(2), :nth-child(3)) { display: none; } }
 @media (prefers-reduced-motion: reduce) { .heat { transition: none; } }
 """
 
