@@ -303,8 +303,8 @@ _CSS = """
   --back: #f6f5f2; --card: #fff; --text: #1c1b19; --soft: #6b6862; --line: #dedbd4; --tint: #efede7; --on: #fff;
   --right: #2b7a4b; --wrong: #c0392b; --doubt: #9a6700; --orange: #b84c00; --blue: #1864ab; }
 @media (prefers-color-scheme: dark) { :root { --back: #161513; --card: #201f1c; --text: #ece9e2; --soft: #a09c93;
-  --line: #3a3833; --tint: #2b2925; --on: #45423c; --right: #6cc08b; --wrong: #f08a7c; --doubt: #e0b050; --orange: #ff9a57;
-  --blue: #74b9ff; } .light .picture { filter: brightness(.9); } }
+  --line: #3a3833; --tint: #2b2925; --on: #45423c; --right: #6cc08b; --wrong: #f08a7c; --doubt: #e0b050;
+  --orange: #ff9a57; --blue: #74b9ff; } .light .picture { filter: brightness(.9); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1rem 4rem; max-width: 72rem; background: var(--back); color: var(--text);
   font: 1rem/1.5 system-ui, sans-serif; }
