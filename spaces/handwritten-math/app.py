@@ -118,16 +118,17 @@ def answered(reading: FormulaReading) -> dict:
     }
 
 
+# gradio shows these docstrings to callers and agents; of a parameter it takes one line.
+
+
 def read_ink(strokes: str) -> dict:
     """Read a handwritten formula from pen strokes, as LaTeX.
 
     Args:
-        strokes: JSON, {"strokes": [[[x, y], ...], ...]} or only the list: one list of points per pen-down movement,
-            x to the right, y down, in any unit.
+        strokes: JSON, {"strokes": [[[x, y], ...], ...]}: the points of each movement of the pen, y down, any unit
 
     Returns:
-        The LaTeX tokens (text), the probability that they are right (score, 0 to 1), whether that is under 0.5
-        (doubtful), the formula as MathML (mathml), and the best readings with their scores (n_best).
+        text (LaTeX), score (probability that it is right), doubtful (score under 0.5), mathml, n_best (five readings)
     """
     return answered(read_strokes(strokes))
 
@@ -139,7 +140,7 @@ def read_file(file: str | None) -> dict:
         file: the image or ink file.
 
     Returns:
-        As of read_ink.
+        text (LaTeX), score (probability that it is right), doubtful (score under 0.5), mathml, n_best (five readings)
     """
     if not file:
         raise gr.Error("There is no file. Upload an image, InkML, or strokes as JSON.", print_exception=False)
