@@ -55,9 +55,9 @@ def written_height(ink: torch.Tensor) -> float:
     if not len(boxes):
         return 28.0 / 3.0 * pen / factor
     widths, heights = (boxes[:, 2:] - boxes[:, :2] - pen).clip(0).T
-    if (heights > 0.3 * widths).any() and heights.max() > pen:
-        # A fraction bar that slopes counts no more than one that does not.
-        height = heights[(heights > 0.1 * heights.max()) & (heights > 0.1 * widths)].mean() / 1.08
+    upright = heights[heights > 0.1 * widths]  # fraction bars slope
+    if (heights > 0.3 * widths).any() and upright.max() > pen:
+        height = upright[upright > 0.1 * upright.max()].mean() / 1.08
     else:  # a lone bar, or dots
         height = max(widths.mean() / 2, 2 * pen)
     return float(height) / factor
