@@ -4,9 +4,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from drawings import WAVE
 from PIL import Image, ImageOps
 
+from epigraph import evaluation
 from epigraph.data.ink import render
 from epigraph.data.variants import Variant, vary
 
@@ -51,3 +53,23 @@ def test_long_images_stay_of_a_size_that_cameras_give():
     assert max(vary(Image.new("L", (4000, 60)), "photo", 0).size) <= 3000
     with pytest.raises(ValueError, match="variant must be one of inverted, .*, not 'upside_down'"):
         vary(Image.new("L", (9, 9)), "upside_down")
+
+
+def test_evaluation_reads_the_changed_images(drawing, tmp_path):
+    """Of images and of ink; what cannot be opened goes on as it is, to be that row's error."""
+    file = tmp_path / "wave.png"
+    drawing.save(file)
+    content = file.read_bytes()
+    rows = {"id": ["a", "b"], "text": ["x", "x"]}
+    stored = [{"bytes": content, "path": None}, {"bytes": content[:50], "path": None}]
+    bitmaps = Dataset.from_dict({**rows, "image": stored})
+    first, damaged = evaluation._inputs(bitmaps, None, "doubled")
+    assert first.size == (2 * drawing.width, 2 * drawing.height) and damaged == content[:50]
+    strokes = [[float(value) for point in stroke for value in point] for stroke in WAVE]
+    ink = Dataset.from_dict({**rows, "strokes": [strokes] * 2})
+    assert [image.size for image in evaluation._inputs(ink, None, "page")] == [
+        (3 * drawing.width, 3 * drawing.height)
+    ] * 2
+    assert isinstance(next(iter(evaluation._inputs(ink, None))), list)
+    with pytest.raises(ValueError, match="task 'ink' reads strokes"):
+        evaluation._inputs(ink, "ink", "page")
