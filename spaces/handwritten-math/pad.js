@@ -31,14 +31,16 @@ function show() {
 // A point is a pixel of the page, except where the ink would not fit: then all of it is shown, smaller.
 function fit() {
   const { clientWidth: width, clientHeight: height } = paper;
-  const points = strokes.flat();
-  const right = points.reduce((most, point) => Math.max(most, point[0]), 0);
-  const bottom = points.reduce((most, point) => Math.max(most, point[1]), 0);
-  if (right <= width && bottom <= height) paper.removeAttribute("viewBox");
+  let [left, top, right, bottom] = [0, 0, 0, 0];
+  for (const [x, y] of strokes.flat()) {
+    [left, top] = [Math.min(left, x), Math.min(top, y)];
+    [right, bottom] = [Math.max(right, x), Math.max(bottom, y)];
+  }
+  if (left === 0 && top === 0 && right <= width && bottom <= height) paper.removeAttribute("viewBox");
   else if (width) {
-    const scale = Math.min((width - 32) / right, (height - 32) / bottom);
+    const scale = Math.min(1, (width - 32) / (right - left), (height - 32) / (bottom - top));
     const [wide, high] = [width / scale, height / scale];
-    paper.setAttribute("viewBox", `${(right - wide) / 2} ${(bottom - high) / 2} ${wide} ${high}`);
+    paper.setAttribute("viewBox", `${(left + right - wide) / 2} ${(top + bottom - high) / 2} ${wide} ${high}`);
   }
 }
 
