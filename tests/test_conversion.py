@@ -116,7 +116,11 @@ def test_another_dictionary(write, golden, tmp_path):
 
     (tmp_path / "short.txt").write_text("\n".join(symbols[:7]))
     (tmp_path / "twice.txt").write_text("\n".join(symbols + symbols[:1]))
-    files = {"short": "writes 113 tokens, the dictionary has 10", "twice": "'s0' in the lines 1 and 111", "gone": "cannot be read"}
+    files = {
+        "short": "writes 113 tokens, the dictionary has 10",
+        "twice": "'s0' in the lines 1 and 111",
+        "gone": "cannot be read",
+    }
     (tmp_path / "next").mkdir()
     for name, message in files.items():
         with pytest.raises(ValueError, match=message):

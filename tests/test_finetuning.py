@@ -11,7 +11,7 @@ import pytest
 import torch
 from drawings import BAR, TEXTS, WAVE
 from huggingface_hub import ModelCard, constants
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -19,7 +19,8 @@ import epigraph
 from epigraph import cards
 from epigraph import hub as publishing
 from epigraph.data.ink import render
-from epigraph.finetuning import FinetuneArguments, hold_out, main, usable_images
+from epigraph.finetuning import FinetuneArguments, as_read, hold_out, main, usable_images
+from epigraph.models.processing import comer_processor
 from epigraph.reading import load
 from epigraph.training import RecipeError, parse_recipe
 
@@ -191,9 +192,9 @@ def test_damaged_images_of_parquet_are_left_out_and_named(caplog):
     images = [{"bytes": content, "path": None} for content in (b"no image", buffer.getvalue())]
     rows = datasets.Dataset.from_dict({"id": ["bad", "good"], "text": ["x", "1"], "image": images})
     rows = rows.cast_column("image", datasets.Image())
-    assert usable_images(rows, 10**6)["id"][:] == ["good"] and "left out: bad: not an image" in caplog.text
+    assert usable_images(rows)["id"][:] == ["good"] and "left out: bad: not an image" in caplog.text
     with pytest.raises(ValueError, match="none of the 1 images can be opened"):
-        usable_images(rows.select([0]), 10**6)
+        usable_images(rows.select([0]))
 
 
 def test_large_images_are_shrunk_not_left_out(tiny_comer, tmp_path):
@@ -201,6 +202,19 @@ def test_large_images_are_shrunk_not_left_out(tiny_comer, tmp_path):
     Image.open(data / "0.png").resize((1600, 1200)).save(data / "0.png")
     quick(tiny_comer, data, tmp_path / "run", "--eval_share", 0)
     assert json.loads((tmp_path / "run" / "final" / "finetuning.json").read_text())["examples"] == 1
+
+
+def test_images_train_at_the_size_that_they_are_read_at():
+    page = Image.new("L", (1200, 900), 255)
+    ink = render(WAVE)
+    page.paste(ImageOps.invert(ink), (700, 500))
+    pages = datasets.Dataset.from_dict({"id": ["page"], "text": ["x"], "image": [page]}).cast_column(
+        "image", datasets.Image()
+    )
+    trained = as_read(pages, comer_processor(clean=True, symbol_height=28.0, crop_margin=4))[0]["image"]
+    # As high as the ink was drawn, but for the margin and the accuracy of the estimate.
+    height, drawn = ImageOps.crop(trained, 4).height, ImageOps.crop(ink, 12).height
+    assert abs(height - drawn) < 0.2 * drawn and trained.width < 100
 
 
 def test_hold_out_is_of_the_asked_size_and_repeats():

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
 from .adapters import ADAPTER_CONFIG, is_adapter
@@ -73,9 +74,7 @@ class FinetuneArguments(LoopArguments):
     zoom: list[float] = field(default_factory=lambda: [0.8, 1.25], metadata={"help": "Range of the size factor."})
     batch_size: int = field(default=8, metadata={"help": "Examples a step, over all processes."})
     max_pixels: int = field(default=2_000_000, metadata={"help": "Pixels a batch, before the processor's scale."})
-    max_image_pixels: int = field(
-        default=320_000, metadata={"help": "Larger training images are shrunk; ink drawn larger is left out."}
-    )
+    max_image_pixels: int = field(default=320_000, metadata={"help": "Ink that is drawn larger is left out."})
     max_steps: int = field(default=0, metadata={"help": "Steps; 0: 20 passes over the data, from 40 to 2000 steps."})
     learning_rate: float = field(default=0.0, metadata={"help": "Peak rate; 0: 1e-3 for LoRA, else 1e-4."})
     weight_decay: float = field(default=0.01, metadata={"help": "For matrices and kernels."})
@@ -111,39 +110,62 @@ class FinetuneArguments(LoopArguments):
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def usable_images(rows, max_pixels: int):
-    """Rows whose images can be opened, larger ones shrunk to `max_pixels`; rows of ink as they are.
+def usable_images(rows):
+    """Rows whose images can be opened; rows of ink as they are.
 
     Raises:
         ValueError: no image can be opened.
     """
     if "image" not in rows.column_names:
         return rows
+    kept = []
+    for index, (_, image) in enumerate(_images(rows)):
+        if isinstance(image, ValueError):
+            logger.warning("left out: %s", image)
+        else:
+            kept.append(index)
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} images can be opened.")
+    return rows.select(kept)
+
+
+def as_read(rows, processor):
+    """Rows with their images as reading prepares them: cleaned, cut to the ink, at the size of drawn ink.
+
+    So photographs train what they are read as, and none is too large. Rows of ink stay as they are; images in which
+    there is nothing to read are left out.
+    """
+    if "image" not in rows.column_names:
+        return rows
     import datasets
     from PIL import Image
 
+    kept, images = [], []
+    for index, (name, image) in enumerate(tqdm(_images(rows), "Preparing images", len(rows), disable=None)):
+        try:
+            ink = processor(images=[image], scale=1.0)["pixel_values"][0, 0]
+        except ValueError as error:
+            logger.warning("left out: %s: %s", name, str(error).removeprefix("Image 0 cannot be read: "))
+            continue
+        kept.append(index)
+        images.append(Image.fromarray((ink * 255).byte().numpy()))
+    rows = rows.select(kept)
+    columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
+    features = datasets.Features({**rows.features, "image": datasets.Image()})
+    return datasets.Dataset.from_dict({**columns, "image": images}, features=features)
+
+
+def _images(rows):
+    """The name and the image of each row, or the ValueError that says why it cannot be opened."""
+    import datasets
+
     from .reading import to_image
 
-    def opened(row):
+    for row in rows.cast_column("image", datasets.Image(decode=False)):
         try:
-            image = to_image(row["image"]["bytes"] or row["image"]["path"], row["id"])
+            yield row["id"], to_image(row["image"]["bytes"] or row["image"]["path"], row["id"])
         except ValueError as error:
-            logger.warning("left out: %s", error)
-            return None
-        factor = math.sqrt(max_pixels / (image.width * image.height))
-        if factor < 1:
-            size = [max(1, math.floor(side * factor)) for side in image.size]
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        return image
-
-    encoded = rows.cast_column("image", datasets.Image(decode=False))
-    features = datasets.Features({**rows.features, "image": datasets.Image()})
-    images = [opened(row) for row in encoded]
-    kept = [index for index, image in enumerate(images) if image is not None]
-    if not kept:
-        raise ValueError(f"none of the {len(images)} images can be opened.")
-    columns = {name: rows.select(kept)[name][:] for name in rows.column_names if name != "image"}
-    return datasets.Dataset.from_dict({**columns, "image": [images[index] for index in kept]}, features=features)
+            yield row["id"], error
 
 
 def missing_symbols(rows, vocabulary: dict[str, int], wanted: list[str]) -> list[str]:
@@ -330,21 +352,22 @@ def write_readings(path: Path, rows, before: list[str], after: list[str]) -> Non
 # -------------------------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: FinetuneArguments, rows, vocabulary: dict[str, int]):
+def load_data(args: FinetuneArguments, rows, processor):
     """Rows to train on and rows to measure with (or None), from what was loaded; what is left out is logged."""
     from .data.readers import load_formulas, normalise_labels
 
+    vocabulary = processor.tokenizer.get_vocab()
     rows, report = normalise_labels(rows, vocabulary)
     if report.unknown and not args.new_symbols:
         logger.warning("add --new_symbols auto to teach the model the %d unknown symbols, too", len(report.unknown))
-    rows = usable_images(rows, args.max_image_pixels)
+    rows = usable_images(rows)
     if args.eval_data:
         held_out = comparable_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)
     else:
         rows, held_out = hold_out(rows, args.eval_share, args.seed)
     if held_out is not None:
         held_out = held_out.select(range(min(len(held_out), args.eval_limit or len(held_out))))
-    return rows, held_out
+    return as_read(rows, processor), held_out
 
 
 def finetune(args: FinetuneArguments, command: str) -> dict:
@@ -377,7 +400,7 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
         processor = widened_processor(processor, symbols)
         model.widen_vocabulary(processor.tokenizer.get_vocab())
         logger.warning("%d new symbols: %s", len(symbols), " ".join(symbols))
-    rows, held_out = load_data(args, rows, processor.tokenizer.get_vocab())
+    rows, held_out = load_data(args, rows, processor)
 
     args = args.scaled_to(len(rows))
     model = prepare_model(model, args, bool(symbols))

@@ -23,8 +23,8 @@ class FormulaRecognitionPipeline(Pipeline):
     """Reads formulas from images and ink: what `epigraph.read` takes and gives, as dicts, read by read.
 
     Lists are read in batches and give lists; data sets and generators give an iterator. `batch_size` (default 8),
-    `n_best`, `min_score` and the settings of the model's `generate` are taken here and by each call. An input that cannot be read
-    has a sentence under `error`, and the others are read.
+    `n_best`, `min_score` and the settings of the model's `generate` are taken here and by each call. An input that
+    cannot be read has a sentence under `error`, and the others are read.
     """
 
     _load_processor = True
