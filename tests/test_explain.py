@@ -86,7 +86,7 @@ def test_a_cell_lies_over_the_same_ink_whatever_was_done_to_it(change, settings)
     assert np.abs(np.subtract(centre(found[0]), wanted)).max() <= cell / 2 + 0.51
     rows, columns = np.nonzero(found[0])
     # A triangle two cells wide, or less at an edge.
-    assert np.ptp(columns) + 1 <= 2 * cell + 2 and np.ptp(rows) + 1 <= 2 * cell + 2
+    assert np.ptp(columns) + 1 <= 32 / scale_x + 2 and np.ptp(rows) + 1 <= 32 / scale_y + 2
 
 
 def test_every_map_keeps_its_sum_and_even_weight_stays_even():

@@ -168,6 +168,14 @@ def test_neither_size_nor_place_of_ink_matters(read):
             assert read([np.array(stroke) * factor + shift for stroke in strokes]).text == text
 
 
+def test_further_candidates_are_in_order_of_their_scores(read):
+    for drawing in (WAVE, PLUS, STEPS, BAR):
+        result = read(drawing, n_best=8, num_beams=8)
+        scores = [candidate.score for candidate in result.n_best]
+        assert len(scores) > 2 and scores[1:] == sorted(scores[1:], reverse=True)
+        assert result.n_best[0].text == read(drawing, num_beams=8).text, "the search chooses the best"
+
+
 def test_results_are_complete_and_come_back_in_order(read):
     drawings = [WAVE, PLUS, STEPS, BAR]
     assert [read(drawing).text for drawing in TEXTS.values()] == list(TEXTS)

@@ -81,8 +81,8 @@ class FormulaReading:
         text: LaTeX tokens separated by spaces; empty where the input could not be read.
         score: probability in 0..1 that the whole of `text` is right; `Candidate.score` of the first reading.
         token_scores: log-probability of each token of `text`, in reading order.
-        n_best: the best readings, `text` first; as many as were asked for, or as there are. The search ranks them by
-            log-probability per token, so that a longer one may stand before a shorter one of higher score.
+        n_best: the best readings, `text` first; as many as were asked for, or as there are. The search finds them by
+            log-probability per token; after the first they are in order of their scores.
         doubtful: whether `score` is below the `min_score` that was asked for.
         error: one sentence that names the input and says why it could not be read; None where it was.
         image: with `explain`, the input as a picture, upright, reduced where it is longer than 1024 pixels; ink as
@@ -300,10 +300,13 @@ def _generate(
     found = probabilities(log_probabilities, model.config.score_calibration).tolist()
     reverse = [None] * len(forward) if output.reverse_scores is None else output.reverse_scores.float().tolist()
     for index, reading in enumerate(readings):
+        rows = range(index * n_best, (index + 1) * n_best)
+        rows = [row for row in rows if output.sequences_scores[row] > -math.inf]  # the search may have found fewer
+        # The search ranks by log-probability per token, which suits the choice of the best; long ones that follow it
+        # are not the more likely ones.
+        rows[1:] = sorted(rows[1:], key=lambda row: -log_probabilities[row])
         left = 1.0  # a further candidate can only be right where those before it are wrong
-        for row in range(index * n_best, (index + 1) * n_best):
-            if output.sequences_scores[row] == -math.inf:
-                break  # the search found no more
+        for row in rows:
             score = left * found[row]
             left -= score
             candidate = Candidate(texts[row], score, log_probabilities[row], forward[row], reverse[row])
