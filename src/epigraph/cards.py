@@ -104,9 +104,9 @@ def shown(metric: str, value: float) -> str:
 def metrics_table(results: dict) -> str:
     """Markdown: a line per (source, split, variant, protocol), a column per metric, in the order of the results' rows.
 
-    How images were changed before they were read stands in a column of its own, where any were.
+    How images were changed before they were read stands in a column of its own, where any were, after the others.
     """
-    rows = results["rows"]
+    rows = sorted(results["rows"], key=lambda row: bool(row.get("variant")))
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     names = {"source": "data", "split": "split", "variant": "images", "protocol": "protocol", "n": "n"}
     if not any(row.get("variant") for row in rows):
