@@ -67,6 +67,8 @@ def test_one_formula_reads_the_same_in_every_form(read, tmp_path):
         tmp_path / "plus.json",
         INKML.encode(),
         json.dumps(PLUS).encode(),
+        INKML.encode("utf-16"),
+        json.dumps(PLUS).encode("utf-16"),
         Ink([np.array(stroke, dtype=np.float32) for stroke in PLUS]),
         PLUS,
         [np.array(stroke, dtype=np.float32) for stroke in PLUS],
@@ -85,7 +87,8 @@ def test_one_formula_reads_the_same_in_every_form(read, tmp_path):
     assert {result.error for result in results} == {None}
     assert {result.text for result in results} == {"+"}
     assert read(PLUS).text == "+", "a list of strokes is one input"
-    assert [result.name for result in results[:6]] == [*map(str, forms[:2]), "input 3", "input 4", "ink", "input 6"]
+    names = [*map(str, forms[:2]), "input 3", "input 4", "input 5", "input 6", "ink", "input 8"]
+    assert [result.name for result in results[:8]] == names
 
 
 DOTTED = [*STEPS, [(100, 12.5)], [(130, 40), (130, 40), (134, 46)]]  # steps, a dot, and a pen that hesitates

@@ -139,6 +139,8 @@ def test_bad_files_are_named_with_what_to_do(client, tmp_path):
         ("[[[1e30, 1], [2, 3]]]", "not finite"),
         (json.dumps([[[0, 0]] * 60_000]), "50,000"),
         (json.dumps([[[0, 0]]] * 6_000), "5,000"),
+        ([[[0, 0], [40, 0]]], "not a string"),
+        (None, "not a string"),
     ],
 )
 def test_bad_strokes_are_refused_with_the_reason(client, strokes, reason):
@@ -397,6 +399,8 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(page):
     assert {"Example: sum", "Copy LaTeX", "Copy MathML"} <= set(reached), reached
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Copied").wait_for()
+    page.keyboard.press("Enter")  # at once again; the button gets its name back all the same
+    page.get_by_role("button", name="Copy MathML").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").startswith("<math")
 
 

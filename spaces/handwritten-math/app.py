@@ -130,6 +130,8 @@ def read_ink(strokes: str) -> dict:
     Returns:
         text (LaTeX), score (probability that it is right), doubtful (score under 0.5), mathml, n_best (five readings)
     """
+    if not isinstance(strokes, str):
+        raise gr.Error("your strokes: not a string; send the JSON text of the strokes.", print_exception=False)
     return answered(read_strokes(strokes))
 
 

@@ -10,7 +10,6 @@ element.addEventListener("click", async (event) => {
     text.select();
     document.execCommand("copy");
   }
-  const name = button.textContent;
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = name), 1500);
+  setTimeout(() => (button.textContent = `Copy ${text.id}`), 1500);
 });

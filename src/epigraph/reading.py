@@ -558,7 +558,7 @@ def _open(item, name: str):
             raise ValueError(f"{name}: files that can be read end in {kinds}, not in '{suffix}'.")
         return _open_image(item, name)
     if isinstance(item, bytes):
-        start = item[:256].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        start = item[:256].lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]  # of text in UTF-16, too
         if start == b"<":
             return read_inkml(item, name=name)
         return read_json(item, name=name) if start in (b"[", b"{") else _open_image(io.BytesIO(item), name)
