@@ -225,3 +225,14 @@ def test_parts_are_what_touches():
     assert len(parts(torch.zeros(3, 4).bool())[0]) == 0
     spiral = torch.from_numpy(np.kron(np.indices((40, 40)).sum(0) % 2, np.ones((1, 1)))).bool()
     assert len(parts(spiral)[0]) == 1  # a chequerboard holds together at its corners
+
+
+@pytest.mark.parametrize("size, noise", [((400, 600), 1.5), ((800, 1000), 4)])
+def test_a_photograph_of_an_empty_sheet_is_blank(images, size, noise):
+    sheet = 200 + np.random.default_rng(0).normal(0, noise, size)
+    with pytest.raises(ValueError, match="blank"):
+        images(images=[Image.fromarray(sheet.astype(np.uint8))])
+    faint = sheet.copy()
+    for row, column in ((200, 100), (200, 200)):
+        faint[row : row + 60, column : column + 6] -= 10 * noise
+    assert images(images=[Image.fromarray(faint.astype(np.uint8))])["pixel_values"].max() > 0.5

@@ -513,6 +513,10 @@ def test_models_come_from_the_hub_too(tiny_comer, hub_env, run_python):
     assert last.startswith("somebody/nothing: no such folder, and not to be had from the Hub")
 
 
+def test_eight_bits_kept_as_integers_are_read(read, drawing):
+    assert read(drawing.convert("I")).text == r"\sin x"
+
+
 def test_bytes_of_every_image_format_are_read(read, drawing):
     for kind in ("PNG", "BMP", "GIF", "TIFF"):
         buffer = io.BytesIO()

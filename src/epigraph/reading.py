@@ -594,7 +594,8 @@ def _common_mode(image: Image.Image) -> Image.Image:
     """Decode, to grey or RGB with or without transparency, 8 bits each."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        pixels = np.asarray(image).clip(0, 65535)
+        return Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).astype(np.uint8))
     if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "RGBA") else image.convert("L" if image.mode == "1" else "RGB")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+FAINTEST = 0.05  # of the sheet's brightness: what is paler in a photograph is paper
 PHOTOGRAPH_PIXELS = 2**21  # larger photographs are averaged down to this before they are cleaned
 MEASURED_PIXELS = 2**20  # the writing's size is measured on at most this
 
@@ -169,7 +170,8 @@ def clean_ink(ink: torch.Tensor) -> torch.Tensor:
 
     On an even ground only ground and ink are brought to 0 and 1, which changes nothing where they are already. All
     else is a photograph: it is averaged down to `PHOTOGRAPH_PIXELS` and compared with the ground around each pixel,
-    and what lies beyond the sheet and noise are taken away. Specks and rules paler than the ink go in either case.
+    and what lies beyond the sheet and noise are taken away; of an empty sheet nothing remains. Specks and rules paler
+    than the ink go in either case.
     """
     # An image lower than this leaves no room for a ground to vary in.
     if even := min(ink.shape) < 40 or has_even_ground(ink):
@@ -179,11 +181,15 @@ def clean_ink(ink: torch.Tensor) -> torch.Tensor:
             ink = resize(ink, (PHOTOGRAPH_PIXELS / ink.numel()) ** 0.5)
         ink = without_ground(ink)
     level = ink_level(ink)
+    if not even and level < FAINTEST:
+        return torch.zeros_like(ink)
     ink = ink / max(level, 1e-6)
     rules = max(remove_rules(ink), remove_rules(ink.T)) if not even or has_middle_greys(ink) else 0.0
     if even:
         return without_specks(ink.clamp(0, 1))
     noise = 1.4826 * float(ink.abs().median())
+    if noise > 0.3:  # the tail of noise alone stands about three deviations out
+        return torch.zeros_like(ink)
     floor = min(max(0.25, 5 * noise, 1.3 * rules), 0.6)
     return without_specks(((ink - floor) / (0.85 - floor)).clamp(0, 1))
 
