@@ -398,3 +398,12 @@ def test_pages_stay_small(read):
     assert result.error is None and max(result.image.size) <= reading.PICTURE_SIDE
     tokens = len(result.text.split())
     assert len(report.page([report.Example(result)], "model")) < 600_000 + 4_000 * tokens
+
+
+@pytest.mark.parametrize("ink, ground", [("white", 0), ("black", 255)])
+def test_ink_on_nothing_is_seen(ink, ground):
+    picture = Image.new("RGBA", (40, 20), (255, 255, 255, 0))
+    picture.paste(Image.new("RGBA", (20, 4), ink), (10, 8))
+    seen = np.asarray(report.opaque(picture).convert("L"))
+    assert seen[0, 0] == ground and seen[10, 15] == 255 - ground
+    assert report.opaque(Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)

@@ -270,10 +270,13 @@ def overlay(
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """As RGB; what is transparent shows white paper."""
+    """As RGB; what is transparent shows white paper, behind light ink a black board, as the model sees it."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.composite(image, Image.new("RGBA", image.size, "white"), image.getchannel("A")).convert("RGB")
+        alpha = image.getchannel("A")
+        ink_is_light = ImageStat.Stat(image.convert("L"), alpha.point(lambda value: 255 * (value > 127))).mean[0] > 127
+        ground = "black" if ink_is_light and ImageStat.Stat(alpha).mean[0] < 128 else "white"
+        return Image.composite(image, Image.new("RGBA", image.size, ground), alpha).convert("RGB")
     return image.convert("RGB")
 
 
