@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ def test_new_symbol_is_read(taught, reader):
     assert epigraph.read(BAR, model=reader).text == "1", "the base is as it was"
     changes = [json.loads(line) for line in (taught / "readings.jsonl").read_text().splitlines()]
     assert {row["text"]: row["after"] for row in changes} == {text: text for text in LABELS}
+
+
+def test_a_base_that_has_changed_since_is_named(taught, tmp_path):
+    shutil.copytree(taught / "final", tmp_path / "adapter")
+    results = tmp_path / "adapter" / "finetuning.json"
+    results.write_text(json.dumps({**json.loads(results.read_text()), "base_weights_sha256": "0" * 64}))
+    with pytest.warns(UserWarning, match="adapter was trained on other weights than .* now has; train it again"):
+        load(tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(taught / "final")
 
 
 def test_adapter_with_new_symbols_loads_by_auto_model(taught, reader):

@@ -323,6 +323,10 @@ def test_a_drawing_is_read_like_the_same_ink_in_files(page, client, tmp_path):
     latex(page).wait_for(state="detached")
     upload(page, tmp_path / "ink.inkml")
     wait_for_readings(page, answer)
+    page.get_by_role("tab", name="Draw").click()
+    latex(page).wait_for(state="detached")  # nothing is drawn
+    page.get_by_role("tab", name="Upload").click()
+    wait_for_readings(page, answer)
 
 
 @pytest.mark.browser

@@ -297,6 +297,7 @@ def test_recipe_errors(tmp_path, content, message):
         ({"model": {"model_type": "comer", "hiden_size": 16}}, "model: unknown key hiden_size; known are"),
         ({"model": {"model_type": "comet"}}, "there is no model_type 'comet'"),
         ({"model": {"hidden_size": 16}}, "recipe.yaml: model needs a model_type"),
+        ({"model": {"model_type": "comer", "dense_layers": 2}}, "model: .*dense_layers"),
         ({"processor": {"scael": 1}}, "processor: unknown key scael; known are"),
         ({"augmentation": {"rotatoin": 2}}, "augmentation: unknown key rotatoin; known are"),
     ],

@@ -74,7 +74,9 @@ def show_drawing_on_demand(strokes: str) -> Shown:
     return show_drawing(strokes)
 
 
-def show_upload(path: str) -> Shown:
+def show_upload(path: str | None) -> Shown:
+    if not path:
+        return show_nothing()
     return shown(read_upload(path), ink=path.lower().endswith(INK_FILES))
 
 
@@ -162,9 +164,9 @@ with gr.Blocks(title="Handwritten formulas to LaTeX", analytics_enabled=False, d
     )
     with gr.Row(equal_height=False, elem_classes="columns"):
         with gr.Column(min_width=320), gr.Tabs():
-            with gr.Tab("Draw"):
+            with gr.Tab("Draw") as draw_tab:
                 drawing = pad()
-            with gr.Tab("Upload"):
+            with gr.Tab("Upload") as upload_tab:
                 upload = gr.File(label="Image, InkML or JSON strokes", file_types=["image", *INK_FILES], height=220)
         with gr.Column(min_width=320):
             answer = gr.HTML(view.WAITING, **PLAIN | {"js_on_load": (HERE / "copy.js").read_text(encoding="utf-8")})
@@ -177,6 +179,9 @@ with gr.Blocks(title="Handwritten formulas to LaTeX", analytics_enabled=False, d
     drawing.submit(show_drawing_on_demand, drawing, trigger_mode="once", **of_page)
     upload.upload(show_upload, upload, trigger_mode="always_last", **of_page)
     upload.clear(show_nothing, **of_page)
+    # What is shown is always that of the tab in front.
+    draw_tab.select(show_drawing, drawing, trigger_mode="always_last", **of_page)
+    upload_tab.select(show_upload, upload, trigger_mode="always_last", **of_page)
 
     gr.api(read_ink, api_name="read_ink", **ONE_AT_A_TIME)
     with gr.Row(visible=False):

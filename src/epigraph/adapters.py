@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_RESULTS = "finetuning.json"  # what fine-tuning measured, beside the adapter
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -36,6 +37,14 @@ def base_of(folder: str | Path) -> str:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"{folder}: an adapter without {ADAPTER_WEIGHTS}; save it again with safetensors.")
     return base
+
+
+def base_weights(folder: str | Path) -> str | None:
+    """The sha256 of the base model's weights that the adapter in `folder` was trained on, where it says so."""
+    try:
+        return json.loads((Path(folder) / ADAPTER_RESULTS).read_text(encoding="utf-8")).get("base_weights_sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def merge_adapter(model: PreTrainedModel, folder: str | Path, vocabulary: dict[str, int]) -> PreTrainedModel:
@@ -71,4 +80,4 @@ def merge_adapter(model: PreTrainedModel, folder: str | Path, vocabulary: dict[s
     return merged
 
 
-__all__ = ["base_of", "is_adapter", "merge_adapter"]
+__all__ = ["base_of", "base_weights", "is_adapter", "merge_adapter"]

@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
-from .adapters import ADAPTER_CONFIG, is_adapter
+from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, is_adapter
 from .training import (
     LoopArguments,
     RecipeError,
@@ -435,7 +435,6 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
 def conclude(args: FinetuneArguments, results: dict, held_out, before: dict | None) -> None:
     """Measure what was saved, write what was measured, merge."""
     from .evaluation import write_json
-    from .hub import ADAPTER_RESULTS
     from .reading import load
 
     folder = Path(args.output_dir)

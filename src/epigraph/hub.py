@@ -14,14 +14,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 
 from . import models
-from .adapters import ADAPTER_CONFIG, base_of, is_adapter
+from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, base_of, is_adapter
 from .cards import adapter_card, earlier_files, render_card, results_files, weights_files
 from .reading import DEFAULT_CHECKPOINTS, HUB_ORGANISATION, default_checkpoint, load
 from .training_curve import draw_training_curve
 
 CODE_REPO = f"{HUB_ORGANISATION}/epigraph-code"
 PUSHED = ["*.json", "*.safetensors", "LICENSE*", "training_curve.*"]
-ADAPTER_RESULTS = "finetuning.json"
 
 
 def entry_of(model_type: str, model_dir: str | Path) -> tuple:

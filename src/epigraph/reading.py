@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from .adapters import base_of, is_adapter, merge_adapter
+from .adapters import base_of, base_weights, is_adapter, merge_adapter
 from .calibration import probabilities
+from .cards import weights_sha256
 from .data.ink import AS_DRAWN, Ink, as_strokes, read_inkml, read_json, render
 
 HUB_ORGANISATION = "epigraph"
@@ -386,6 +387,9 @@ def _load_adapter(folder: Path, task: str | None, device, dtype: str) -> tuple[P
         model, _ = load(base, task, "cpu", dtype)
     except ValueError as error:
         raise ValueError(f"{folder}: its base model cannot be loaded: {error}") from None
+    trained_on = base_weights(folder)
+    if trained_on and trained_on != weights_sha256(base):
+        warnings.warn(f"{folder} was trained on other weights than {name} now has; train it again.", stacklevel=3)
     return _on_device(merge_adapter(model, folder, processor.tokenizer.get_vocab()), device), processor
 
 

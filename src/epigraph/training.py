@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser
@@ -532,7 +533,11 @@ def main(argv: list[str] | None = None) -> None:
         processor = comer_processor(**args.processor)
         vocabulary = processor.tokenizer.get_vocab()
         settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **settings}
-        model = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
+        try:
+            config = AutoConfig.for_model(model_type, **settings)
+        except StrictDataclassError as error:
+            raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+        model = AutoModel.from_config(config)
     else:
         model, processor = load(args.model, None, "cpu", "float32")
         rows = load_formulas(args.train_data, args.train_split)
