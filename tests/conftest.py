@@ -1,6 +1,7 @@
 """What every test shares: skips with a reason, a Hub in the process, subprocesses, one thread per process."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -147,3 +148,17 @@ def run_python(tmp_path):
         return done
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; closed after the module, as playwright keeps an event loop running meanwhile."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed")
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()

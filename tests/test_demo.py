@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -108,37 +107,30 @@ def test_every_example_can_be_read_and_has_a_truth_that_the_vocabulary_can_write
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1200])
-def test_page_in_a_browser(demo, width):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium is installed")
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=chromium, args=arguments)
-        context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=True)
-        page = context.new_page()
-        page.goto(demo[1].as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        article = page.locator("article").nth(3)
-        opacity = "element => getComputedStyle(element).display === 'none' ? '-' : getComputedStyle(element).opacity"
+def test_page_in_a_browser(demo, browser, width):
+    context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=True)
+    page = context.new_page()
+    page.goto(demo[1].as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    article = page.locator("article").nth(3)
+    opacity = "element => getComputedStyle(element).display === 'none' ? '-' : getComputedStyle(element).opacity"
 
-        def shown(kind):
-            page.wait_for_timeout(300)
-            return [heat.evaluate(opacity) for heat in article.locator(f".heat.{kind}").all()]
+    def shown(kind):
+        page.wait_for_timeout(300)
+        return [heat.evaluate(opacity) for heat in article.locator(f".heat.{kind}").all()]
 
-        assert shown("attention") == ["1", "0", "0", "0", "0"] and set(shown("coverage")) == {"-"}
-        article.locator("figcaption input").nth(1).focus()
-        for place in (1, 2):  # the arrow keys walk from token to token
-            page.keyboard.press("ArrowRight")
-            assert shown("attention") == ["1" if token == place else "0" for token in range(5)]
-        assert article.locator("output:visible").inner_text().startswith("{ ")
-        article.locator(".switch input").first.focus()
-        page.keyboard.press("ArrowRight")  # and from attention to coverage
-        assert set(shown("attention")) == {"-"} and shown("coverage") == ["0", "0", "1", "0", "0"]
-        picture, heat = (article.locator(f).nth(2 if "heat" in f else 0) for f in (".picture", ".heat.coverage"))
-        assert heat.bounding_box() == pytest.approx(picture.bounding_box(), abs=0.5)
-        browser.close()
+    assert shown("attention") == ["1", "0", "0", "0", "0"] and set(shown("coverage")) == {"-"}
+    article.locator("figcaption input").nth(1).focus()
+    for place in (1, 2):  # the arrow keys walk from token to token
+        page.keyboard.press("ArrowRight")
+        assert shown("attention") == ["1" if token == place else "0" for token in range(5)]
+    assert article.locator("output:visible").inner_text().startswith("{ ")
+    article.locator(".switch input").first.focus()
+    page.keyboard.press("ArrowRight")  # and from attention to coverage
+    assert set(shown("attention")) == {"-"} and shown("coverage") == ["0", "0", "1", "0", "0"]
+    picture, heat = (article.locator(f).nth(2 if "heat" in f else 0) for f in (".picture", ".heat.coverage"))
+    assert heat.bounding_box() == pytest.approx(picture.bounding_box(), abs=0.5)
+    context.close()
 
 
 @pytest.mark.parametrize("arguments", [["scripts/demo.py"], ["scripts/evaluate.py", "--data", "nothing.parquet"]])

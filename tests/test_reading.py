@@ -273,7 +273,7 @@ def test_rotation_flag_of_photographs_is_honoured(read, drawing, tmp_path):
 def test_large_photographs_are_reduced_before_they_become_floats(loaded, monkeypatch):
     processor = loaded[1]
     large = render(WAVE, symbol_height=2000, line_width=60, max_side=9000)
-    expected = reading.prepare(large.reduce(2), processor)
+    expected = reading.prepare(large.reduce(2), processor, None, "small")[0]
     taken, call = [], type(processor).__call__
 
     def recording(self, images, **settings):
@@ -282,7 +282,7 @@ def test_large_photographs_are_reduced_before_they_become_floats(loaded, monkeyp
 
     monkeypatch.setattr(type(processor), "__call__", recording)
     assert max(large.size) > reading.MAX_SIDE
-    assert torch.equal(reading.prepare(large, processor), expected)
+    assert torch.equal(reading.prepare(large, processor, None, "large")[0], expected)
     assert max(taken[0].size) <= reading.MAX_SIDE
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from epigraph.training_curve import draw_training_curve, read_series
+from epigraph.training_curve import draw_training_curve, main, read_series
 
 
 def write(path, records):
@@ -37,6 +37,18 @@ def test_the_line_is_where_the_values_are(tmp_path):
     assert len(columns) > 600, "the line spans the panel"
     heights = [columns[x] for x in sorted(columns)]
     assert heights == sorted(heights) and heights[-1] - heights[0] > 100, "a falling loss falls"
+
+
+def test_runs_that_follow_each_other_are_one_curve(tmp_path):
+    first = [{"step": 50, "loss": 3.0}, {"step": 100, "loss": 2.0}]
+    second = [{"step": 50, "loss": 1.5}, {"step": 80, "loss": 1.0}]
+    files = [write(tmp_path / "first.jsonl", first), write(tmp_path / "second.jsonl", second)]
+    main([*map(str, files), str(tmp_path / "two.png")])
+    whole = first + [{**record, "step": record["step"] + 100} for record in second]
+    main([str(write(tmp_path / "whole.jsonl", whole)), str(tmp_path / "one.png")])
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    main([str(files[0]), str(tmp_path / "first.png")])
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "first.png").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "not json\n", '{"loss": 1.0}\n', "[1]\n", '{"step": 5}\n'])

@@ -13,7 +13,8 @@ import gradio as gr
 import view
 
 from epigraph.data.ink import Ink, InkError, read_json
-from epigraph.reading import IMAGE_FORMATS, FormulaReading, load, read_all
+from epigraph.inputs import IMAGE_FORMATS
+from epigraph.reading import FormulaReading, load, read_all
 from epigraph.report import mathml
 
 HERE = Path(__file__).parent

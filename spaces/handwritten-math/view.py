@@ -5,13 +5,10 @@ import html
 import io
 import math
 
-import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from epigraph.reading import FormulaReading
-from epigraph.report import ATTENTION, COVERAGE, mathml, opaque
-
-GRID = 48  # largest side of a map: the model sees no finer, and the browser draws it smoothly
+from epigraph.report import ATTENTION, COVERAGE, heat_uri, is_light, mathml, opaque
 
 WAITING = "<div class=answer><div role=status><p class=soft>The formula appears here as you draw.</p></div></div>"
 
@@ -75,14 +72,14 @@ def look(reading: FormulaReading, ink: bool) -> str:
         kind, picture = "ink", Image.merge("LA", (Image.new("L", strokes.size), strokes))
     else:
         picture = opaque(reading.image)
-        kind = "bright" if np.median(np.asarray(picture.convert("L"))) > 127 else "dim"
+        kind = "bright" if is_light(picture) else "dim"
     width, height = picture.size
     tokens = reading.text.split()
     chips = []
     for index, (token, score) in enumerate(zip(tokens, reading.token_scores)):
         name, probability = html.escape(token), math.exp(score)
         heats = "".join(
-            f'<img class="heat {label}" alt="" src="{_heat(maps[index], color, peak)}">'
+            f'<img class="heat {label}" alt="" src="{heat_uri(maps[index], color, peak)}">'
             for label, maps, color, peak in (
                 ("attention", reading.attentions, ATTENTION, None),
                 ("coverage", reading.coverages, COVERAGE, float(reading.coverages[-1].max())),
@@ -109,17 +106,6 @@ def look(reading: FormulaReading, ink: bool) -> str:
         "<p class=soft>Attention: where it looked as it wrote the token. Coverage: all that it had looked at by then. "
         "Of a dashed token it was less than 50 % sure.</p></div>"
     )
-
-
-def _heat(heat: np.ndarray, color: tuple[int, int, int], peak: float | None) -> str:
-    """A map as a small transparent picture, opaque where it is greatest or reaches `peak`."""
-    small = Image.fromarray(np.asarray(heat, np.float32))
-    small = np.asarray(small.resize([min(side, GRID) for side in small.size], Image.Resampling.BOX))
-    strength = small / max(small.max() if peak is None else peak, 1e-9)
-    pixels = np.empty((*small.shape, 4), np.uint8)
-    pixels[..., :3] = color
-    pixels[..., 3] = 215 * strength.clip(0, 1)
-    return _data_uri(Image.fromarray(pixels))
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -20,8 +20,9 @@ from .calibration import reliability
 from .cards import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
 from .data.latex import is_valid
 from .data.variants import Variant, vary
+from .inputs import to_image
 from .metrics import formula_breakdowns, formula_metrics
-from .reading import FormulaReading, checkpoint_folder, load, read_all, to_image
+from .reading import FormulaReading, checkpoint_folder, load, read_all
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -159,7 +159,7 @@ def _images(rows):
     """The name and the image of each row, or the ValueError that says why it cannot be opened."""
     import datasets
 
-    from .reading import to_image
+    from .inputs import to_image
 
     for row in rows.cast_column("image", datasets.Image(decode=False)):
         try:

@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.ink import Ink
-from .reading import default_checkpoint, is_batch, read_all
+from .inputs import is_batch
+from .reading import default_checkpoint, read_all
 
 
 class FormulaRecognitionPipeline(Pipeline):

@@ -4,14 +4,12 @@ Ink is rendered to an image; the image goes through the processor, `model.genera
 never stops the others: its result carries a sentence in `error`.
 """
 
-import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from numbers import Number
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
@@ -27,7 +25,8 @@ from transformers.utils import logging
 from .adapters import base_of, base_weights, is_adapter, merge_adapter
 from .calibration import probabilities
 from .cards import weights_sha256
-from .data.ink import AS_DRAWN, Ink, as_strokes, read_inkml, read_json, render
+from .data.ink import AS_DRAWN, Ink, render
+from .inputs import first_line, height_and_width, is_batch, is_channel_first, name_of, open_input, to_image
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
@@ -35,17 +34,6 @@ DEFAULT_CHECKPOINTS = {"maths": "comer-hme", "ink": "comer-hme"}
 TASKS_OF = {"comer": ("maths", "ink")}
 DTYPES = ("float32", "bfloat16", "float16")
 
-IMAGE_FORMATS = {
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".jpeg": "JPEG",
-    ".jpg": "JPEG",
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-}
-MAX_PIXELS = 64_000_000  # the largest phone cameras deliver 50 million; decoded, these take up to 256 MB
 MAX_SIDE = 4096  # larger images are reduced before they become floats; models read at most 1024 x 256 pixels
 WINDOW = 32  # batches whose images are sorted by size together, all of them in memory
 PICTURE_SIDE = 1024  # the longer side of the pictures that explanations lie over, at most
@@ -191,22 +179,6 @@ def _check_min_score(min_score: float | None):
         raise ValueError(f"min_score is a probability and must be between 0 and 1, not {min_score}.")
 
 
-def is_batch(inputs) -> bool:
-    """Whether `inputs` is a list of inputs rather than one: a list of strokes is one input."""
-    return isinstance(inputs, (list, tuple)) and not (inputs and _is_stroke(inputs[0]))
-
-
-def _is_stroke(item) -> bool:
-    """An array (points, 2), or a list of numbers or of pairs of numbers."""
-    if isinstance(item, np.ndarray):
-        return item.ndim == 1 or (item.ndim == 2 and item.shape[1] == 2)
-    if not isinstance(item, (list, tuple)) or not item:
-        return False
-    first = item[0]
-    pair = isinstance(first, (list, tuple)) and len(first) == 2 and isinstance(first[0], Number)
-    return pair or isinstance(first, Number)
-
-
 def read_all(
     inputs: Iterable,
     model: PreTrainedModel,
@@ -242,10 +214,10 @@ def read_all(
         while window := list(islice(numbered, batch_size if explain else WINDOW * batch_size)):
             readings, ready = [], []
             for number, item in window:
-                name = next(names) if names is not None else _name_of(item, number)
+                name = next(names) if names is not None else name_of(item, number)
                 readings.append(FormulaReading(name))
                 try:
-                    ready.append((len(readings) - 1, *_prepare(item, processor, task, name, explain)))
+                    ready.append((len(readings) - 1, *prepare(item, processor, task, name, explain)))
                 except ValueError as error:
                     readings[-1].error = str(error)
                     bar.update()
@@ -359,7 +331,7 @@ def load(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model or folder}: its config.json cannot be used ({_first_line(error)}).") from None
+        raise ValueError(f"{model or folder}: its config.json cannot be used ({first_line(error)}).") from None
     _check_task(task, config.model_type, model or folder)
     try:
         with _quiet():
@@ -367,7 +339,7 @@ def load(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises
-        raise ValueError(f"{model or folder}: its weights cannot be loaded ({_first_line(error)}).") from error
+        raise ValueError(f"{model or folder}: its weights cannot be loaded ({first_line(error)}).") from error
     missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unknown:
         raise ValueError(
@@ -397,7 +369,7 @@ def _on_device(model: PreTrainedModel, device) -> PreTrainedModel:
     try:
         return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!s} cannot be used ({_first_line(error)}).") from None
+        raise ValueError(f"device {device!s} cannot be used ({first_line(error)}).") from None
 
 
 @contextmanager
@@ -431,7 +403,7 @@ def checkpoint_folder(model: str | Path | None = None, task: str | None = None) 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({_first_line(error)}).") from None
+        raise ValueError(f"{name}: no such folder, and not to be had from the Hub ({first_line(error)}).") from None
 
 
 def default_checkpoint(task: str) -> str:
@@ -457,32 +429,25 @@ def _load_processor(folder: str | Path) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder}: its processor cannot be loaded ({_first_line(error)}).") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{folder}: its processor cannot be loaded ({first_line(error)}).") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
 
 
-def prepare(item, processor: ProcessorMixin, task: str | None = None, name: str | None = None) -> torch.Tensor:
+def prepare(
+    item, processor: ProcessorMixin, task: str | None, name: str, explain: bool = False
+) -> tuple[torch.Tensor, _View | None]:
     """One input as the model sees it: (1, height, width) float32 in 0..1, white ink on black.
+
+    With `explain` also as a picture to look at.
 
     Raises:
         ValueError: it cannot be read; one sentence that names it.
     """
-    return _prepare(item, processor, task, name or _name_of(item, 1))[0]
-
-
-def _prepare(
-    item, processor: ProcessorMixin, task: str | None, name: str, explain: bool = False
-) -> tuple[torch.Tensor, _View | None]:
-    """See `prepare`; with `explain` the input is also made a picture to look at."""
-    content = _open(item, name)
+    content = open_input(item, name)
     image = to_image(content, name, task)
-    height, width = image.shape[-2:] if _is_channel_first(image) else _height_and_width(image)
+    height, width = image.shape[-2:] if is_channel_first(image) else height_and_width(image)
     try:
         processor.image_processor.scale_factor(height, width)  # refuses before anything large is computed
         if isinstance(image, Image.Image) and max(image.size) > MAX_SIDE:
@@ -510,115 +475,13 @@ def _view(content, image: Image.Image | np.ndarray, geometry: torch.Tensor) -> _
 
 def _picture(pixels: np.ndarray) -> Image.Image:
     """An array that the processor takes, as it takes it: channels first or last, of any range."""
-    if _is_channel_first(pixels):
+    if is_channel_first(pixels):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.dtype != np.uint8:
         high = 65535 if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and pixels.max() > 255) else 255
         pixels = np.asarray(pixels, np.float32) / (1 if pixels.max() <= 1 else high)
         pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
-
-
-def to_image(item, name: str, task: str | None = None) -> Image.Image | np.ndarray:
-    """One input as an image that the processor takes: opened, rendered, turned upright.
-
-    Raises:
-        ValueError: it cannot be opened, or is an image while the task is "ink"; one sentence that names it.
-    """
-    content = _open(item, name)
-    if isinstance(content, Ink):
-        return render(as_strokes(content.strokes, name))
-    if task == "ink":
-        raise ValueError(f"{name}: an image, but task 'ink' reads strokes (InkML, JSON); read it with task 'maths'.")
-    if isinstance(content, torch.Tensor):
-        content = content.detach().cpu()
-        content = (content.float() if content.is_floating_point() else content).numpy()
-    if isinstance(content, np.ndarray):
-        if content.ndim not in (2, 3) or content.dtype.kind not in "buif" or content.size == 0:
-            raise ValueError(f"{name}: an array of shape {content.shape} and type {content.dtype}, which is no image.")
-        _check_pixels(content.size, name)
-        return content
-    if not isinstance(content, Image.Image):
-        raise ValueError(f"{name}: {type(item).__name__} is nothing that can be read; pass a path, an image or ink.")
-    _check_pixels(content.width * content.height, name)
-    # Photographs that some phones store carry a preview as second frame.
-    if getattr(content, "n_frames", 1) > 1 and content.format != "MPO":
-        raise ValueError(f"{name}: it has {content.n_frames} frames; save the one to read as an image of its own.")
-    try:
-        return _common_mode(ImageOps.exif_transpose(content))
-    # What Pillow raises on damaged files depends on the format.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{name}: the image is damaged ({_first_line(error)}).") from None
-
-
-def _open(item, name: str):
-    """Files and bytes as ink or as an image not yet decoded, strokes as ink; all else as it is."""
-    if isinstance(item, (str, Path)):
-        suffix = Path(item).suffix.lower()
-        if suffix in (".inkml", ".json"):
-            return (read_inkml if suffix == ".inkml" else read_json)(item, name=name)
-        if suffix not in IMAGE_FORMATS:
-            kinds = ", ".join([*IMAGE_FORMATS, ".inkml", ".json"])
-            raise ValueError(f"{name}: files that can be read end in {kinds}, not in '{suffix}'.")
-        return _open_image(item, name)
-    if isinstance(item, bytes):
-        start = item[:256].lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]  # of text in UTF-16, too
-        if start == b"<":
-            return read_inkml(item, name=name)
-        return read_json(item, name=name) if start in (b"[", b"{") else _open_image(io.BytesIO(item), name)
-    if isinstance(item, (list, tuple)):
-        return Ink(list(item), name=name)
-    return item
-
-
-def _open_image(source, name: str) -> Image.Image:
-    """Read the header of an image file. Only formats that are listed: Pillow knows some that run programs."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-            return Image.open(source, formats=sorted(set(IMAGE_FORMATS.values())))
-    except FileNotFoundError:
-        raise ValueError(f"{name}: no such file.") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image, or damaged at its beginning.") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{name}: more than {MAX_PIXELS:,} pixels; shrink it first.") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{name}: cannot be opened ({getattr(error, 'strerror', None) or _first_line(error)})."
-        ) from None
-
-
-def _check_pixels(pixels: int, name: str):
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"{name}: {pixels:,} pixels are more than the {MAX_PIXELS:,} that are read; shrink it first.")
-
-
-def _common_mode(image: Image.Image) -> Image.Image:
-    """Decode, to grey or RGB with or without transparency, 8 bits each."""
-    image.load()
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
-        pixels = np.asarray(image).clip(0, 65535)
-        return Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).astype(np.uint8))
-    if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB", "RGBA") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _is_channel_first(image) -> bool:
-    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 2, 3, 4)
-
-
-def _height_and_width(image) -> tuple[int, int]:
-    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
-
-
-def _name_of(item, number: int) -> str:
-    if isinstance(item, (str, Path)):
-        return str(item)
-    if isinstance(item, Ink):
-        return item.name
-    return str(getattr(item, "filename", "") or f"input {number}")
 
 
 __all__ = ["DEFAULT_CHECKPOINTS", "HUB_ORGANISATION", "Candidate", "FormulaReading", "load", "read", "read_all"]

@@ -184,7 +184,7 @@ def _figure(number: int, example: Example) -> str:
     picture = opaque(reading.image)
     width, height = picture.size
     shown = width * min(1.75, 280 / height)
-    ground = "light" if _is_light(picture) else "dark"
+    ground = "light" if is_light(picture) else "dark"
     title = html.escape(example.title)
     switch = "".join(
         f"<label><input type=radio name=m{number} class={name}{' checked' * (not place)}>"
@@ -196,7 +196,7 @@ def _figure(number: int, example: Example) -> str:
     for place, (token, score) in enumerate(zip(reading.text.split(), reading.token_scores)):
         token, sure = html.escape(token), _percent(math.exp(score))
         heats = "".join(
-            f'<img class="heat {name}" src="{_heat_uri(maps[place], color, limit)}" alt="">'
+            f'<img class="heat {name}" src="{heat_uri(maps[place], color, limit)}" alt="">'
             for (name, color), maps, limit in zip(_MODES, (reading.attentions, reading.coverages), (None, peak))
         )
         chips.append(
@@ -210,13 +210,6 @@ def _figure(number: int, example: Example) -> str:
         f'<img class=picture src="{_picture_uri(picture)}" alt="picture of {title}" width={width} height={height}>'
         f'<figcaption role=radiogroup aria-label="token of {title}">{"".join(chips)}</figcaption></figure>'
     )
-
-
-def _heat_uri(heat: np.ndarray, color: tuple[int, int, int], peak: float | None) -> str:
-    strength = _strength(heat, peak)
-    plain = Image.new("RGB", strength.size, color)
-    plain.putalpha(strength)
-    return _uri(plain, alpha_quality=80)
 
 
 def _picture_uri(picture: Image.Image) -> str:
@@ -263,7 +256,7 @@ def overlay(
     """
     image = opaque(image)
     strength = _strength(heat, peak).resize(image.size, Image.Resampling.BICUBIC)
-    light = _is_light(image)
+    light = is_light(image)
     ground = Image.new("RGB", image.size, "white" if light else "black")
     tint = Image.composite(Image.new("RGB", image.size, color), ground, strength)
     return (ImageChops.multiply if light else ImageChops.screen)(image, tint)
@@ -288,6 +281,19 @@ def formula(latex: str) -> str:
     return f"<div class=formula>{rendered}</div>{source}"
 
 
+def heat_uri(heat: np.ndarray, color: tuple[int, int, int], peak: float | None = None) -> str:
+    """The map of `overlay` alone, as a small transparent picture in a data URI, to be laid over the whole picture."""
+    strength = _strength(heat, peak)
+    plain = Image.new("RGB", strength.size, color)
+    plain.putalpha(strength)
+    return _uri(plain, alpha_quality=80)
+
+
+def is_light(picture: Image.Image) -> bool:
+    """Whether a map is laid over the picture like a highlighter; over a dark one it shines."""
+    return ImageStat.Stat(picture.convert("L")).median[0] > 127
+
+
 def _strength(heat: np.ndarray, peak: float | None) -> Image.Image:
     """A small grey image, white at `peak` and above; softened, as the edge of what the model saw is no finding."""
     heat = np.asarray(heat, np.float32)
@@ -295,10 +301,6 @@ def _strength(heat: np.ndarray, peak: float | None) -> Image.Image:
     strength = Image.fromarray((255 * np.clip(heat / max(peak, 1e-12), 0, 1)).astype(np.uint8))
     strength = strength.reduce(math.ceil(max(strength.size) / _HEAT_SIDE))
     return strength.filter(ImageFilter.GaussianBlur(max(strength.size) / 64))
-
-
-def _is_light(picture: Image.Image) -> bool:
-    return ImageStat.Stat(picture.convert("L")).median[0] > 127
 
 
 _CSS = """

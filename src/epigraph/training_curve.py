@@ -1,5 +1,9 @@
-"""A picture of a training run, drawn from the metrics.jsonl that `training.train` writes."""
+"""A picture of a training run, drawn from the metrics.jsonl that `training.train` writes.
 
+python -m epigraph.training_curve runs/first/metrics.jsonl runs/longer/metrics.jsonl training_curve.png
+"""
+
+import argparse
 import json
 import math
 from pathlib import Path
@@ -29,12 +33,18 @@ def read_series(metrics_file: str | Path) -> dict[str, dict[int, float]]:
     return series
 
 
-def draw_training_curve(metrics_file: str | Path, image_file: str | Path):
+def draw_training_curve(metrics_files: str | Path | list[str | Path], image_file: str | Path):
     """Write a picture with a panel for the losses and one for what was evaluated, over the steps.
 
-    Raises ValueError, naming the file, where `metrics_file` holds no training metrics.
+    Of several runs each goes on where the one before it ended. Raises ValueError, naming the file, where one of
+    `metrics_files` holds no training metrics.
     """
-    series = read_series(metrics_file)
+    series, done = {}, 0
+    for file in metrics_files if isinstance(metrics_files, list) else [metrics_files]:
+        run = read_series(file)
+        for name, values in run.items():
+            series.setdefault(name, {}).update({done + step: value for step, value in values.items()})
+        done += max(step for values in run.values() for step in values)
     losses = [name for name in series if name.endswith("loss")]
     panels = [names for names in (losses, [name for name in series if name not in losses]) if names]
     last = max(step for values in series.values() for step in values) or 1
@@ -77,3 +87,16 @@ def draw_panel(pen: ImageDraw.ImageDraw, series: dict[str, dict[int, float]], la
         pen.line(points if len(points) > 1 else points * 2, colour, 2 * SCALE, joint="curve")
         pen.text((x, (top + 10) * SCALE), name, colour, font())
         x += pen.textlength(name + "    ", font())
+
+
+def main(args: list[str] | None = None):
+    """See the module."""
+    parser = argparse.ArgumentParser(description="Draw what training logged.")
+    parser.add_argument("metrics", nargs="+", type=Path, help="metrics.jsonl of runs that follow each other")
+    parser.add_argument("image", type=Path, help="the picture to write")
+    arguments = parser.parse_args(args)
+    draw_training_curve(arguments.metrics, arguments.image)
+
+
+if __name__ == "__main__":
+    main()

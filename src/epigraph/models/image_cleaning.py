@@ -44,7 +44,8 @@ def written_height(ink: torch.Tensor) -> float:
     """How high the symbols are written, in pixels, by the rule that rendered ink follows (`data.ink.symbol_unit`).
 
     The mean height of the connected parts that are taller than a tenth of the tallest, less the width of the pen.
-    Parts are strokes that touch, so on average a little taller than strokes: 8 % on rendered CROHME ink.
+    Parts are strokes that touch, so on average a little taller than strokes. The divisor for that makes the answer the
+    symbol height that CROHME's training ink was rendered at, on average.
     """
     pen = pen_width(ink)
     # Measured where the pen is 4 pixels wide: the answer then hardly depends on the image's own resolution.
