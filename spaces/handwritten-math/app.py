@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 INK_FILES = (".inkml", ".json")
 N_BEST = 5
 MIN_SCORE = 0.5  # below it a reading is more often wrong than right
-# One formula at a time, in the order of asking, since a reading uses all cores. Who finds this many waiting is told so.
+# One formula at a time, in the order of asking, since a reading uses all cores. Who finds so many waiting is
+# told so.
 ONE_AT_A_TIME = {"concurrency_id": "read", "concurrency_limit": 1}
 MOST_WAITING = 100
 HOUR = 3600  # seconds, after which uploads are deleted
