@@ -130,14 +130,17 @@ def _common_mode(image: Image.Image) -> Image.Image:
 
 
 def is_channel_first(image) -> bool:
+    """Whether an array is (channels, height, width) rather than (height, width) or (height, width, channels)."""
     return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 2, 3, 4)
 
 
 def height_and_width(image) -> tuple[int, int]:
+    """Of a PIL image, or of an array that is not channel-first."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
 def name_of(item, number: int) -> str:
+    """What to call an input that was given without a name, the `number`th of its list."""
     if isinstance(item, (str, Path)):
         return str(item)
     if isinstance(item, Ink):
@@ -146,7 +149,18 @@ def name_of(item, number: int) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """Of an error's message, without a full stop; the name of its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-__all__ = ["IMAGE_FORMATS", "MAX_PIXELS", "is_batch", "open_input", "to_image"]
+__all__ = [
+    "IMAGE_FORMATS",
+    "MAX_PIXELS",
+    "first_line",
+    "height_and_width",
+    "is_batch",
+    "is_channel_first",
+    "name_of",
+    "open_input",
+    "to_image",
+]
