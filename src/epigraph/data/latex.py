@@ -112,8 +112,8 @@ def tokenize(text: str) -> list[str]:
 
 
 @dataclass(slots=True)
-class _Symbol:
-    """One written symbol. ``branches`` are (relation, line) pairs in reading order; a line is a list of symbols."""
+class Symbol:
+    """One written symbol, as `parse` finds it. ``branches`` are (relation, line) pairs in reading order; a line is a list of symbols."""
 
     label: str
     branches: list = field(default_factory=list)
@@ -168,7 +168,7 @@ class _Parser:
         self.depth = 0
         self.fault: LatexError | None = None
 
-    def parse(self) -> list[_Symbol]:
+    def parse(self) -> list[Symbol]:
         line = self._line(end=None)
         if self.position < len(self.tokens):
             raise self._error(f"{self._peek()!r} closes nothing")
@@ -186,10 +186,10 @@ class _Parser:
         if self.depth > MAX_DEPTH:
             raise self._error(f"more than {MAX_DEPTH} levels of nesting")
 
-    def _line(self, end: str | None) -> list[_Symbol]:
+    def _line(self, end: str | None) -> list[Symbol]:
         """Symbols up to ``end``, which is consumed; without ``end``, up to what closes or separates groups."""
         self._enter()
-        line: list[_Symbol] = []
+        line: list[Symbol] = []
         numerator = infix = None
         while (token := self._peek()) is not None and token != end and not _closes(token):
             if token in _INFIX:
@@ -204,25 +204,25 @@ class _Parser:
                 raise self._error(f"{end!r} is missing")
             self.position += 1
         self.depth -= 1
-        return [_Symbol(_INFIX[infix], [("Above", numerator), ("Below", line)])] if infix else line
+        return [Symbol(_INFIX[infix], [("Above", numerator), ("Below", line)])] if infix else line
 
-    def _atom(self, line: list[_Symbol]) -> None:
+    def _atom(self, line: list[Symbol]) -> None:
         """Append one symbol or group with its scripts; the script of a group belongs to the group's last symbol."""
         nucleus = []
         if self._peek() == "'":  # nothing stands before it, so it is no superscript
             self.position += 1
-            nucleus = [_Symbol(r"\prime")]
+            nucleus = [Symbol(r"\prime")]
         elif self._peek() not in (*_SCRIPTS, r"\limits"):
             nucleus = self._nucleus()
         line.extend(nucleus)
         if self._peek() in (*_SCRIPTS, r"\limits", "'"):
             if not nucleus:
-                line.append(_Symbol(""))  # TeX's empty nucleus, as in {}_2 F
+                line.append(Symbol(""))  # TeX's empty nucleus, as in {}_2 F
             self._scripts(line[-1])
             if not nucleus and not line[-1].branches:
                 line.pop()
 
-    def _nucleus(self) -> list[_Symbol]:
+    def _nucleus(self) -> list[Symbol]:
         """A symbol, a command with its arguments, a table, or a group, whose symbols belong to the line around it."""
         token = self._peek()
         self.position += 1
@@ -232,7 +232,7 @@ class _Parser:
             raise self._error("a backslash without a command")
         if token.startswith(r"\begin{"):
             return [self._table(token)]
-        symbol = _Symbol(token)
+        symbol = Symbol(token)
         if token == r"\sqrt" and self._peek() == "[":
             self.position += 1
             symbol.branches.append(("Above", self._line(end="]")))
@@ -240,7 +240,7 @@ class _Parser:
             symbol.branches.append((relation, self._argument(token)))
         return [symbol]
 
-    def _argument(self, command: str) -> list[_Symbol]:
+    def _argument(self, command: str) -> list[Symbol]:
         token = self._peek()
         if token is None or _closes(token) or token == r"\limits" or token in _SCRIPTS or token in _INFIX:
             raise self._error(f"{command!r} lacks an argument")
@@ -248,15 +248,15 @@ class _Parser:
             return self._nucleus()
         if token == "'":
             self.position += 1
-            return [_Symbol(r"\prime")]
+            return [Symbol(r"\prime")]
         self._enter()
         line = self._nucleus()
         self.depth -= 1
         return line
 
-    def _scripts(self, base: _Symbol) -> None:
+    def _scripts(self, base: Symbol) -> None:
         limits = base.label in _UNDER_OVER
-        scripts: dict[str, list[_Symbol]] = {}
+        scripts: dict[str, list[Symbol]] = {}
         closed = set()  # primes join the superscript that follows them; two explicit scripts of a kind are an error
         while (token := self._peek()) in _SCRIPTS or token in (r"\limits", "'"):
             self.position += 1
@@ -269,7 +269,7 @@ class _Parser:
             if mark in closed:
                 self.fault = self.fault or self._error(f"double {'superscript' if mark == '^' else 'subscript'}")
             if token == "'":
-                script = [_Symbol(r"\prime")]
+                script = [Symbol(r"\prime")]
             else:
                 closed.add(token)
                 script = self._argument(token)
@@ -277,12 +277,12 @@ class _Parser:
         relations = _LIMITS if limits else _SCRIPTS
         base.branches.extend((relations[mark], scripts[mark]) for mark in _SCRIPTS if scripts.get(mark))
 
-    def _table(self, begin: str) -> _Symbol:
+    def _table(self, begin: str) -> Symbol:
         name = begin[begin.index("{") :]
         end = rf"\end{name}"
         if name.startswith("{array") and self._peek() == "{":  # the column specification
             self.position = _skip_argument(self.tokens, self.position)
-        table = _Symbol(begin)
+        table = Symbol(begin)
         row = column = 0
         while True:
             table.branches.append((f"Cell{row}-{column}", self._line(end=None)))
@@ -299,7 +299,7 @@ def _closes(token: str) -> bool:
     return token in ("}", "&", r"\\") or token.startswith(r"\end{")
 
 
-def _parse(tokens: list[str]) -> list[_Symbol]:
+def _parse(tokens: list[str]) -> list[Symbol]:
     parser = _Parser(tokens)
     line = parser.parse()
     if parser.fault:
@@ -317,6 +317,15 @@ def is_valid(tokens: Iterable[str] | str) -> bool:
     except LatexError:
         return False
     return True
+
+
+def parse(tokens: Iterable[str] | str) -> list[Symbol]:
+    """The symbols of a formula's main line, each with its branches; `write` is the way back.
+
+    Raises:
+        LatexError: as :func:`layout_graph`.
+    """
+    return _parse(_simplify(_tokens(tokens))[0])
 
 
 def _tokens(tokens_or_text: Iterable[str] | str) -> list[str]:
@@ -357,7 +366,7 @@ def normalise(text: str, vocabulary: Collection[str]) -> NormalisedLabel:
         LatexError: the text is not a well-formed formula.
     """
     simple, dropped, renamed = _simplify(tokenize(text))
-    written = _write(_parse(simple))
+    written = write(_parse(simple))
     surplus = simple.count(r"\limits") - written.count(r"\limits")
     if surplus > 0:
         dropped["default position of the scripts", r"\limits"] += surplus
@@ -372,11 +381,12 @@ def normalise(text: str, vocabulary: Collection[str]) -> NormalisedLabel:
     return NormalisedLabel(tokens, dropped, replaced, list(dict.fromkeys(t for t in tokens if t not in known)))
 
 
-def _write(line: list[_Symbol]) -> list[str]:
+def write(line: list[Symbol]) -> list[str]:
+    """Tokens of a line of symbols, in normal form."""
     return [token for symbol in line for token in _write_symbol(symbol)]
 
 
-def _write_symbol(symbol: _Symbol) -> list[str]:
+def _write_symbol(symbol: Symbol) -> list[str]:
     branches = symbol.branches
     if symbol.label.startswith(r"\begin{"):
         cells = [branch for branch in branches if branch[0].startswith("Cell")]
@@ -384,11 +394,11 @@ def _write_symbol(symbol: _Symbol) -> list[str]:
     else:
         written = [symbol.label] if symbol.label else ["{", "}"]
         if symbol.label == r"\sqrt" and branches[0][0] == "Above":
-            index, branches = _write(branches[0][1]), branches[1:]
+            index, branches = write(branches[0][1]), branches[1:]
             written += ["[", *(["{", *index, "}"] if "]" in index else index), "]"]
         arity = len(_ARGUMENTS.get(symbol.label, ()))
         for _, argument in branches[:arity]:
-            written += ["{", *_write(argument), "}"]
+            written += ["{", *write(argument), "}"]
         branches = branches[arity:]
     for number, (limits, scripts) in enumerate(_script_rounds(branches)):
         if number:  # a script of a group that ends in a scripted symbol
@@ -397,13 +407,13 @@ def _write_symbol(symbol: _Symbol) -> list[str]:
             written.append(r"\limits")
         for mark in _SCRIPTS:
             if mark in scripts:
-                written += [mark, "{", *_write(scripts[mark]), "}"]
+                written += [mark, "{", *write(scripts[mark]), "}"]
     return written
 
 
-def _script_rounds(branches: list) -> list[tuple[bool, dict[str, list[_Symbol]]]]:
+def _script_rounds(branches: list) -> list[tuple[bool, dict[str, list[Symbol]]]]:
     """Group scripts into what one symbol can carry at once: at most one of each mark, all limits or none."""
-    rounds: list[tuple[bool, dict[str, list[_Symbol]]]] = []
+    rounds: list[tuple[bool, dict[str, list[Symbol]]]] = []
     for relation, line in branches:
         limits = relation in _LIMITS.values()
         mark = "_" if relation in ("Sub", "Below") else "^"
@@ -421,7 +431,7 @@ def _write_table(begin: str, cells: list) -> list[str]:
     for number, (place, line) in enumerate(cells):
         if number:
             written.append(r"\\" if place.endswith("-0") else "&")
-        written += _write(line)
+        written += write(line)
     return [*written, begin.replace("begin", "end", 1)]
 
 
@@ -511,7 +521,7 @@ def layout_graph(tokens: Iterable[str] | str) -> LayoutGraph:
     return LayoutGraph(nodes)
 
 
-def _place(line: list[_Symbol], prefix: str, nodes: dict[str, str]) -> None:
+def _place(line: list[Symbol], prefix: str, nodes: dict[str, str]) -> None:
     for number, symbol in enumerate(line):
         place = f"{prefix}{number}"
         nodes[place] = "-" if symbol.label == r"\frac" else symbol.label
