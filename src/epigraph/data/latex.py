@@ -113,7 +113,7 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class Symbol:
-    """One written symbol, as `parse` finds it. ``branches`` are (relation, line) pairs in reading order; a line is a list of symbols."""
+    """A written symbol. ``branches`` are (relation, line) pairs in reading order; a line is a list of symbols."""
 
     label: str
     branches: list = field(default_factory=list)
