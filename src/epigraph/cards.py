@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 SECTIONS = ["Use", "Results", "Training", "Limits", "Licence", "Citation"]
 ADAPTER_CARD = """---
@@ -53,6 +53,43 @@ model = AutoModel.from_pretrained("{repo}").eval()
 ## Licence
 
 That of the base model.
+"""
+DATASET_CARD = """---
+{front}
+---
+# {title}
+
+{rows:,} rows of labelled text images in {shards} shards, drawn by epigraph {version}. No image was photographed and no
+label was typed: every pixel and every label comes from the record in the column `style` and from the text.
+
+## Use
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("{path}", split="train", streaming=True)
+```
+
+## How it was made
+
+```bash
+epigraph synth --recipe recipe.yaml --out FOLDER
+```
+
+with this recipe (`manifest.json` holds it too, with the digests of all inputs, the versions of the libraries and the
+sha256 of every shard):
+
+```yaml
+{recipe}```
+
+| | |
+|---|---|
+{inputs}| attempts that were rejected and drawn again | {rejected} |
+| samples left out | {skipped} |
+
+{reasons}## Licence
+
+{licence}
 """
 METRIC_NAMES = {
     "exprate": "ExpRate",
@@ -300,3 +337,43 @@ def adapter_card(repo_id: str, base_repo: str, results: dict, base_card: Path | 
     return ADAPTER_CARD.format(
         front=data.to_yaml(), repo=repo_id, base=base_repo, results=table(results), command=results["command"]
     )
+
+
+def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
+    """The README.md of shards that `epigraph synth` wrote, made from their manifest.
+
+    `path` is what `load_dataset` is to be given: the repository, once there is one.
+    """
+    import yaml
+    from huggingface_hub.utils import yaml_dump
+
+    recipe, inputs = manifest.get("recipe", {}), manifest.get("inputs", {})
+    kind, rows = recipe.get("kind", "text"), manifest["rows"]
+    bounds = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+    data = DatasetCardData(
+        license=recipe.get("license"),
+        pretty_name=f"Synthetic {kind}",
+        size_categories=next((name for bound, name in bounds.items() if rows < bound), "n>10M"),
+        task_categories=["image-to-text"],
+        tags=["epigraph", "synthetic", "ocr", kind],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    )
+    attempts = rows + sum(manifest["rejected"].values())
+    reasons = "".join(f"* {count} x {reason}\n" for reason, count in manifest["rejected"].items())
+    return DATASET_CARD.format(
+        front=data.to_yaml().rstrip(),
+        title=f"Synthetic {kind}",
+        rows=rows,
+        shards=len(manifest["shards"]),
+        version=manifest["versions"].get("epigraph", ""),
+        path=path,
+        recipe=yaml_dump(recipe) if recipe else yaml.safe_dump({}),
+        inputs="".join(f"| {name} | {len(values)} |\n" for name, values in inputs.items()),
+        rejected=f"{100 * sum(manifest['rejected'].values()) / attempts:.2f} %",
+        skipped=sum(manifest["skipped"].values()),
+        reasons=f"Why attempts were rejected:\n\n{reasons}\n" if reasons else "",
+        licence=f"{recipe['license']}." if recipe.get("license") else (
+            "Not stated by whoever made it. The fonts, word lists and backgrounds that it was drawn with have licences "
+            "of their own, which this folder does not restate."
+        ),
+    )  # fmt: skip
