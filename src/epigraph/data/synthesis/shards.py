@@ -160,7 +160,7 @@ class _Parquet:
         self.writer.write(encoded)
 
     def close(self) -> None:
-        self.writer.finalize()
+        self.writer.finalize(close_stream=False)
 
 
 class _WebDataset:
@@ -365,22 +365,23 @@ def _write_in_processes(plan: ShardPlan, missing: list[int], workers: int, bar) 
         context.set_forkserver_preload([__name__])
     counter, stop = context.Value("q", 0), context.Value("b", 0, lock=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan, counter, stop))
-    with pool:
-        pending = {pool.submit(_work, index) for index in missing}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.update(bar.initial + counter.value - bar.n)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool:
-            raise OSError(
-                f"{plan.out}: a process was killed, perhaps for want of memory; whole shards are kept: run the same "
-                "command again, with fewer --workers"
-            ) from None
-        finally:
-            stop.value = 1
-            pool.shutdown(wait=False, cancel_futures=True)
+    pending, shown = {pool.submit(_work, index) for index in missing}, 0
+    try:
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+            counted = counter.value
+            bar.update(counted - shown)
+            shown = counted
+            for future in done:
+                future.result()
+    except BrokenProcessPool:
+        raise OSError(
+            f"{plan.out}: a process was killed, perhaps for want of memory; whole shards are kept: run the same "
+            "command again, with fewer --workers"
+        ) from None
+    finally:
+        stop.value = 1
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(plan: ShardPlan, counter, stop) -> None:
