@@ -226,6 +226,12 @@ def _shades(hue: tuple, saturation: tuple, value: tuple) -> Callable[[np.random.
     return palette
 
 
+def _wall(rng: np.random.Generator) -> tuple:
+    """Shades of one wall paint, seldom a loud one."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in _color(rng)))
+    return _around(rng, _rgb(hue, saturation * (1 - 0.6 * rng.random()), 0.25 + 0.75 * value))
+
+
 def _masonry(rng: np.random.Generator) -> tuple:
     """Mortar, then the bricks."""
     mortar = _rgb(0.1, rng.random() * 0.15, rng.uniform(0.35, 0.85))
@@ -247,6 +253,7 @@ _PALETTES: dict[str, Callable] = {
     "plain": _plain_colors,
     "sign": _two_colors,
     "paper": _shades((0.08, 0.16), (0.0, 0.2), (0.75, 0.98)),
+    "plaster": _wall,
     "concrete": _shades((0.05, 0.15), (0.0, 0.15), (0.3, 0.8)),
     "stone": _shades((0.03, 0.12), (0.05, 0.3), (0.3, 0.75)),
     "wood": _shades((0.03, 0.11), (0.3, 0.75), (0.2, 0.75)),
@@ -374,7 +381,7 @@ def _wood(rng: np.random.Generator, height: int, width: int, unit: float) -> np.
     if upright:
         height, width = width, height
     rows = max(4, int(height / max(1.0, unit / 24)))
-    fibres = rng.integers(0, 256, (rows, max(3, width // max(height, 8) + 2)), dtype=np.uint8)
+    fibres = rng.integers(0, 256, (rows, int(width / (unit * 1.5)) + 4), dtype=np.uint8)
     field = cv2.resize(fibres, (width, height), interpolation=cv2.INTER_LINEAR)
     field = cv2.addWeighted(field, 0.5, _clouds(rng, height, width, unit * 2, 1), 0.6, -20)
     if rng.random() < 0.6:
@@ -422,21 +429,31 @@ def _clouds(rng: np.random.Generator, height: int, width: int, unit: float, octa
 
 
 def _blurred(rng: np.random.Generator, height: int, width: int, unit: float, colors: np.ndarray) -> np.ndarray:
-    """Things out of focus: bars, boxes and lamps in the given and other colours, RGB `(height, width, 3)`."""
-    short = 40
+    """Things out of focus: walls, boxes, posts and lamps in the given colours, RGB `(height, width, 3)`."""
+    short = 64
     factor = short / min(height, width)
-    tall, wide = max(2, min(160, round(height * factor))), max(2, min(160, round(width * factor)))
-    canvas = cv2.resize(rng.integers(10, 200, (3, 3, 3), dtype=np.uint8), (wide, tall), interpolation=cv2.INTER_CUBIC)
-    shades = colors[rng.integers(len(colors), size=20)] * rng.uniform(0.2, 1.4, (20, 1)) + rng.normal(0, 25, (20, 3))
-    places = rng.random((20, 2)) * (wide, tall)
-    halves = rng.exponential(0.12, (20, 2)) * short + 1
-    boxes = np.round(np.concatenate([places - halves, places + halves], axis=1)).astype(int).tolist()
-    for (left, top, right, bottom), shade in zip(boxes, np.clip(shades, 0, 255).tolist()):
-        cv2.rectangle(canvas, (left, top), (right, bottom), shade, -1)
+    tall, wide = max(2, min(4 * short, round(height * factor))), max(2, min(4 * short, round(width * factor)))
+    grid = np.clip(rng.uniform(30, 220, (3, 3, 1)) + rng.normal(0, 12, (3, 3, 3)), 0, 255).astype(np.uint8)
+    canvas = cv2.resize(grid, (wide, tall), interpolation=cv2.INTER_CUBIC)
+    count = 24
+    shades = colors[rng.integers(len(colors), size=count)].mean(axis=1, keepdims=True)
+    vivid = rng.random((count, 1)) < 0.3
+    shades = np.where(vivid, colors[rng.integers(len(colors), size=count)], shades + rng.normal(0, 10, (count, 3)))
+    shades = np.clip(shades * rng.uniform(0.3, 1.5, (count, 1)), 0, 255).tolist()
+    places = rng.random((count, 2)) * (wide, tall)
+    halves = (rng.exponential(0.1, (count, 2)) + 0.02) * short
+    boxes = np.concatenate([places - halves, places + halves], axis=1).round().astype(int).tolist()
+    for number, ((left, top, right, bottom), shade) in enumerate(zip(boxes, shades)):
+        if number % 3:
+            cv2.rectangle(canvas, (left, top), (right, bottom), shade, -1)
+        else:
+            axes = ((right - left) // 2, (bottom - top) // 2)
+            cv2.ellipse(canvas, ((left + right) // 2, (top + bottom) // 2), axes, 0, 0, 360, shade, -1)
     for x, y in (rng.random((int(rng.integers(5)), 2)) * (wide, tall)).astype(int).tolist():
-        cv2.circle(canvas, (x, y), int(rng.integers(1, 5)), (255, 250, 235), -1)
-    blur = 2 * int(rng.integers(1, 4)) + 1
-    return cv2.resize(cv2.blur(canvas, (blur, blur)), (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.circle(canvas, (x, y), int(rng.integers(2, 7)), (255, 250, 235), -1)
+    blur = 2 * int(rng.integers(2, 6)) + 1
+    canvas = cv2.blur(cv2.blur(canvas, (blur, blur)), (blur, blur))
+    return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _of_material(name: str) -> Callable:
@@ -477,7 +494,7 @@ def _lit(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.nda
     tint = 1 - rng.random(3) * 0.08 * strength
     grid = (lamps[..., None] * tint).astype(np.uint8)
     # A resize repeats the outermost half cell; enlarge more and keep the middle, so that no edge looks flat.
-    large = cv2.resize(grid, (width * 3 // 2 + 1, height * 3 // 2 + 1), interpolation=cv2.INTER_LINEAR)
+    large = cv2.resize(grid, (width * 3 // 2 + 1, height * 3 // 2 + 1), interpolation=cv2.INTER_CUBIC)
     top, left = height // 4, width // 4
     return cv2.multiply(image, large[top : top + height, left : left + width], scale=1 / 190)
 
@@ -602,7 +619,7 @@ class BackgroundPool:
         if not self.paths:
             where = ", ".join(str(folder) for folder in folders) or "no folder at all"
             raise SynthesisError(
-                f"no background image in {where} ({counts or f'no file ends in {SUFFIXES}'}); give a folder of pictures."
+                f"no background image in {where} ({counts or f'no file ends in {SUFFIXES}'}); give other folders."
             )
 
     def __len__(self) -> int:
@@ -689,9 +706,7 @@ def _crop(path: str, box: tuple[float, float, float, float], height: int, width:
     tall, wide = image.shape[:2]
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in box)
     if right <= left or bottom <= top:
-        raise SynthesisError(
-            f"the crop {box} of the background image {path} is empty; give left < right, top < bottom."
-        )
+        raise SynthesisError(f"the crop {box} of the background {path} is empty; give left < right, top < bottom.")
     left, right, top, bottom = left * wide, right * wide, top * tall, bottom * tall
     factor = min((right - left) / width, (bottom - top) / height)
     crop_width, crop_height = max(2, int(width * factor)), max(2, int(height * factor))
