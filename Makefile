@@ -20,7 +20,7 @@ STAMPS := $(VENV)/.epigraph
 
 # One extra list per stamp: the demo needs no test tools, and lint, test and check share one set.
 EXTRAS_demo := html
-EXTRAS_test := html,train,evaluate,demo,dev
+EXTRAS_test := html,train,cluster,evaluate,demo,dev
 SIZE_demo := 100 MB
 SIZE_test := 450 MB
 

@@ -163,7 +163,7 @@ def test_make_installs_torch_first_and_only_what_a_target_needs(tmp_path):
     )
     assert commands.index("several GB") < commands.index('pip install "torch==9.9"'), "the size is said before"
     assert commands.strip().endswith("scripts/demo.py")
-    assert '-e ".[html,train,evaluate,demo,dev]"' in plan(tmp_path, "test")
+    assert '-e ".[html,train,cluster,evaluate,demo,dev]"' in plan(tmp_path, "test")
 
 
 def test_make_uses_an_active_environment_that_has_torch(tmp_path):

@@ -373,7 +373,7 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
         skipped=sum(manifest["skipped"].values()),
         reasons=f"Why attempts were rejected:\n\n{reasons}\n" if reasons else "",
         licence=f"{recipe['license']}." if recipe.get("license") else (
-            "Not stated by whoever made it. The fonts, word lists and backgrounds that it was drawn with have licences "
-            "of their own, which this folder does not restate."
+            "Not stated by whoever made it. The fonts, words and backgrounds that it was drawn with have licences of "
+            "their own, which this folder does not restate."
         ),
     )  # fmt: skip

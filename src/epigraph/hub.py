@@ -88,14 +88,16 @@ def with_auto_map(model_dir: Path, config: dict, code_repo: str) -> dict[str, by
     return {name: (json.dumps(content, indent=2, sort_keys=True) + "\n").encode() for name, content in files.items()}
 
 
-def commit(api: HfApi, repo_id: str, files: dict, message: str, private: bool = False) -> str:
+def commit(
+    api: HfApi, repo_id: str, files: dict, message: str, private: bool = False, repo_type: str = "model"
+) -> str:
     """Create the repository if needed and commit {path in the repository: Path or bytes} at once; the commit's URL."""
-    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
     operations = [
         CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
         for path, content in files.items()
     ]
-    return api.create_commit(repo_id, operations, commit_message=message).commit_url
+    return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).commit_url
 
 
 def push_code(repo_id: str = CODE_REPO) -> str:

@@ -101,8 +101,8 @@ class RecipeError(ValueError):
     """A recipe that cannot be run."""
 
 
-def parse_recipe(argv: list[str], arguments: type[LoopArguments] = PretrainArguments):
-    """Arguments of a recipe file, overridden by those of the command line.
+def parse_recipe(argv: list[str], arguments: type = PretrainArguments):
+    """Arguments, those of a dataclass, of a recipe file, overridden by those of the command line.
 
     Raises:
         RecipeError: no such file, not a mapping, an unknown key, a value that cannot be.

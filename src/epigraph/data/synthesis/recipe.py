@@ -1,0 +1,249 @@
+"""`epigraph synth`: a recipe of argument values becomes a generator; that makes shards, a preview, a repository.
+
+epigraph synth --recipe recipes/words.yaml --preview sheet.png
+epigraph synth --recipe recipes/words.yaml --out data/words --num_samples 1000000
+"""
+
+import hashlib
+import inspect
+import logging
+import sys
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+from ...training import RecipeError, parse_recipe, parsed
+from ..readers import expand_path
+from .datasets import ATTEMPTS
+from .fonts import find_fonts
+from .shards import FORMATS, ShardPlan, write_shards
+
+KINDS = ("words", "groups", "scenes", "formulas")
+EXECUTORS = ("none", "local", "slurm", "ray")
+_SIZES = {"words": [64, 256], "groups": [64, 256], "scenes": [512, 512]}
+_PLAN = ("num_samples", "shard_size", "seed", "attempts", "format")  # what `ShardPlan` puts into the manifest itself
+_OUTSIDE = ("out", "workers", "push", "private", "preview", "count", "executor", "tasks", "executor_options")
+
+
+@dataclass
+class SynthesisArguments:
+    """Draw labelled text images into shards. On the command line dictionaries are JSON."""
+
+    out: str | None = field(
+        default=None, metadata={"help": "Folder of the shards. A run that was cut off goes on where it stood."}
+    )
+    kind: str = field(
+        default="words", metadata={"help": "words, groups (words x styles x backgrounds), scenes, formulas."}
+    )
+    num_samples: int = field(default=10_000, metadata={"help": "Samples of all shards together."})
+    size: list[int] | None = field(
+        default=None, metadata={"help": "Height and width in pixels; 64 256 for words, 512 512 for scenes."}
+    )
+    contents: int = field(default=2, metadata={"help": "Words in each style: 2 makes pairs. Not for scenes."})
+    fonts: list[str] = field(
+        default_factory=list, metadata={"help": "Font files and folders; by default those of the system."}
+    )
+    font_names: list[str] = field(
+        default_factory=list, metadata={"help": "Only faces whose name contains one of these."}
+    )
+    characters: str | None = field(
+        default=None, metadata={"help": "What every face must have; by default the Latin letters and digits."}
+    )
+    words: list[str] = field(
+        default_factory=list, metadata={"help": "Word lists or any text files; by default the system's list."}
+    )
+    word_options: str = field(default="{}", metadata={"help": 'Of WordSampler, as {"numbers": 0.2}.'})
+    backgrounds: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of pictures without text, beside the procedural ones."}
+    )
+    style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}.'})
+    ink: str | None = field(
+        default=None, metadata={"help": "Formulas with segmented symbols whose strokes are used. For kind formulas."}
+    )
+    generator: str = field(default="{}", metadata={"help": "Further arguments of the kind's generator."})
+    seed: int = field(default=0, metadata={"help": "Other seeds give other samples."})
+    attempts: int = field(default=ATTEMPTS, metadata={"help": "Attempts before a rejected sample is left out."})
+    shard_size: int = field(default=1000, metadata={"help": "Samples in a shard."})
+    format: str = field(default="parquet", metadata={"help": "parquet or webdataset."})
+    license: str | None = field(default=None, metadata={"help": "Licence on the dataset card, as the Hub names it."})
+    workers: int | None = field(default=None, metadata={"help": "Processes; by default one for each CPU."})
+    push: str | None = field(default=None, metadata={"help": "Dataset repository that gets the finished shards."})
+    private: bool = field(default=False, metadata={"help": "Create that repository as private."})
+    preview: str | None = field(
+        default=None, metadata={"help": "Draw a contact sheet with all labels here; without --out, nothing else."}
+    )
+    count: int = field(default=8, metadata={"help": "Samples on the contact sheet."})
+    executor: str = field(
+        default="none", metadata={"help": "local, slurm or ray: let datatrove run the tasks, as on a cluster."}
+    )
+    tasks: int | None = field(default=None, metadata={"help": "Tasks of the executor; by default one for each shard."})
+    executor_options: str = field(default="{}", metadata={"help": 'Of the executor, as {"partition": "cpu"}.'})
+
+    def __post_init__(self):
+        for name in ("word_options", "style", "generator", "executor_options"):
+            value = parsed(getattr(self, name))
+            if not isinstance(value, dict):
+                raise ValueError(f"{name} must be a dictionary, not {value!r}.")
+            setattr(self, name, value)
+        for name, known in (("kind", KINDS), ("format", tuple(FORMATS)), ("executor", EXECUTORS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        if self.size is None:
+            self.size = _SIZES.get(self.kind)
+        elif len(self.size) != 2:
+            raise ValueError(f"size is height and width, not {self.size}.")
+
+    def content(self) -> dict:
+        """The values that say what is drawn, for the manifest; those at their defaults are left out."""
+        defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(self)}
+        defaults |= {"word_options": {}, "style": {}, "generator": {}}
+        values = {name: value for name, value in asdict(self).items() if name not in (*_OUTSIDE, *_PLAN)}
+        return {name: value for name, value in values.items() if name == "kind" or value != defaults[name]}
+
+
+def _keywords(function, name: str, values: dict, given=()) -> dict:
+    """`values`, all of which `function` must take beside those `given`; lists as tuples, as records have them."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.name not in given and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if unknown := sorted(set(values) - set(known)):
+        raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def build(args: SynthesisArguments) -> tuple[object, dict]:
+    """The generator that a recipe describes, and the digests of everything that it reads, for the manifest.
+
+    Raises:
+        ValueError: no font was found, a file cannot be read, or an option does not exist.
+    """
+    if args.kind == "formulas":
+        return _formulas(args)
+    from .backgrounds import BackgroundPool
+    from .style import StyleOptions
+    from .words import WordSampler
+
+    characters = {} if args.characters is None else {"characters": args.characters}
+    faces = find_fonts([expand_path(path) for path in args.fonts], names=args.font_names, **characters)
+    files = [expand_path(path) for path in args.words]
+    words = WordSampler(files, **_keywords(WordSampler, "word_options", args.word_options, ["files"]))
+    pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
+    options = StyleOptions(**_keywords(StyleOptions, "style", args.style))
+    common = {"faces": faces, "words": words, "options": options, "size": tuple(args.size), "backgrounds": pool}
+    if args.kind == "scenes":
+        from .scenes import SceneGenerator as Generator
+    else:
+        from .rendering import GroupGenerator, WordGenerator
+
+        Generator = WordGenerator if args.kind == "words" else GroupGenerator
+        common["contents"] = args.contents
+    make = Generator(**common, **_keywords(Generator, "generator", args.generator, common))
+    inputs = {
+        "fonts": [f"{face.name} {face.digest}" for face in faces],
+        "words": [_digest("\n".join(words.words).encode())],
+        "backgrounds": [_digest(Path(path).read_bytes()) for path in pool.paths] if pool else [],
+    }
+    return make, inputs
+
+
+def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
+    from .formulas import FormulaGenerator
+
+    if args.ink is None:
+        raise RecipeError("kind formulas needs ink: formulas with segmented symbols, as docs/synthesis.md describes.")
+    path = expand_path(args.ink)
+    make = FormulaGenerator.from_ink(
+        path, **_keywords(FormulaGenerator.from_ink, "generator", args.generator, ["path"])
+    )
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return make, {"ink": [_digest(file.read_bytes()) for file in files]}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def plan_of(args: SynthesisArguments) -> ShardPlan:
+    """The shards that a recipe describes; `build` says what is raised."""
+    make, inputs = build(args)
+    description = {"recipe": args.content(), "inputs": inputs}
+    return ShardPlan(make, Path(args.out), **{name: getattr(args, name) for name in _PLAN}, description=description)
+
+
+def push_shards(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Publish a finished folder as a dataset, in one commit: shards, manifest and card; the commit's URL.
+
+    Raises:
+        ValueError: the folder is not finished, or a shard is not what the manifest says.
+        ConnectionError: the Hub refuses, or cannot be reached.
+    """
+    import json
+
+    from ...cards import dataset_card
+    from ...hub import commit, reaching
+
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        shards = [(folder / shard["file"], shard["sha256"]) for shard in manifest["shards"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder} is not a finished folder of shards ({error!r}); run epigraph synth again"
+        ) from None
+    for path, sha256 in shards:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ValueError(
+                    f"{path} is not the file that the manifest lists; delete it and run epigraph synth again"
+                )
+    files = {path.relative_to(folder).as_posix(): path for path, _ in shards}
+    files |= {"manifest.json": folder / "manifest.json", "README.md": dataset_card(manifest, repo_id).encode()}
+    message = f"{manifest['rows']:,} rows by epigraph synth"
+    return reaching(repo_id, lambda api: commit(api, repo_id, files, message, private, repo_type="dataset"))
+
+
+def report(manifest: dict) -> str:
+    """What a run made, what it drew again and what it left out, in a few lines."""
+    rejected, skipped = manifest["rejected"], manifest["skipped"]
+    lines = [f"{manifest['rows']:,} rows in {len(manifest['shards'])} shards"]
+    for counts, what in ((rejected, "attempts rejected and drawn again"), (skipped, "samples left out")):
+        if counts:
+            share = sum(counts.values()) / (manifest["rows"] + sum(counts.values()))
+            lines.append(f"{sum(counts.values()):,} {what} ({100 * share:.2f} %):")
+            lines += [f"  {count:,} {reason}" for reason, count in counts.items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`epigraph synth` and scripts/synthesize.py."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_recipe(sys.argv[1:] if argv is None else argv, SynthesisArguments)
+    if args.out is None and args.preview is None:
+        raise RecipeError("name a folder for the shards with --out, or a contact sheet with --preview.")
+    if args.preview is not None:
+        from .preview import contact_sheet
+
+        contact_sheet(build(args)[0], args.seed, args.count).save(args.preview)
+        print(f"{args.preview} shows the samples 0 to {args.count - 1} of seed {args.seed}")
+    if args.out is None:
+        return
+    if args.executor == "none":
+        manifest = write_shards(plan_of(args), args.workers)
+    else:
+        try:
+            from .cluster import run_tasks
+        except ModuleNotFoundError as error:
+            raise RecipeError(
+                f"executor {args.executor} needs the package {error.name}; "
+                "pip install 'epigraph[train,cluster]', or leave --executor out."
+            ) from None
+        manifest = run_tasks(partial(plan_of, args), args.executor, args.tasks, args.workers, **args.executor_options)
+    if manifest is None:
+        print(f"the tasks were handed to {args.executor}; {args.out}/manifest.json lists the shards when all are done")
+        return
+    print(f"{args.out}: {report(manifest)}")
+    if args.push:
+        print(push_shards(args.out, args.push, args.private))
+
+
+if __name__ == "__main__":
+    main()
