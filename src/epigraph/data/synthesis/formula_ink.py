@@ -19,11 +19,11 @@ from scipy.optimize import linear_sum_assignment
 from ..ink import as_strokes, as_symbols
 from ..latex import LatexError, parse
 from .fonts import SynthesisError
-from .formula_layout import DISTANCES, FENCES, LABELS, TYPICAL_BOXES, FormulaLayout, Glyph, Leaf
+from .formula_layout import DISTANCES, FENCES, LABELS, TYPICAL_BOXES, FormulaLayout, Glyph, Leaf, reach_of
 
 logger = logging.getLogger(__name__)
 
-_LEVELS = np.linspace(0.03, 0.97, 25)  # of the quantiles that are kept of a distance; beyond them are misreadings
+_LEVELS = np.linspace(0.05, 0.95, 19)  # of the quantiles that are kept of a distance; beyond them are misreadings
 _SCORES = np.array([NormalDist().inv_cdf(level) for level in _LEVELS])
 _FEWEST = 30  # values of a distance below which the common gap, or the printed default, serves
 UNKNOWN_WRITER = "wda39a3ee"  # the hash of an empty name
@@ -98,7 +98,10 @@ class InkSet:
             top, bottom, _ = self.boxes[token]
             for sample in found:
                 high, low, _ = sample.box
-                odd = abs((high + low - top - bottom) / 2) > 0.6 or abs(low - high - bottom + top) > 0.7
+                odd = (
+                    abs(high + low - top - bottom) / 2 > 0.4
+                    or not 0.55 < (low - high + 0.15) / (bottom - top + 0.15) < 1.8
+                )
                 kept = self.glyphs.setdefault(token, [])
                 if (odd and token not in _STRETCHED) or len(kept) >= limit:
                     continue
@@ -284,9 +287,10 @@ def _measure_part(part, boxes: np.ndarray, lines: list, values: dict[str, list])
         put(f"{kind}.size", part_unit / unit)
     unit = unit if founded else part_unit
     if kind in ("sup", "sub"):
-        height = "high" if bottom - top > 0.8 * unit else "low"
         put(f"{kind}.gap", (x0 - right) / unit)
-        put(f"{kind}.edge.{height}", ((y1 - top) if kind == "sup" else (y0 - bottom)) / unit)
+        if founded:
+            reach = reach_of(kind, (top - baseline) / unit, (bottom - baseline) / unit)
+            put(f"{kind}.edge.{reach}", ((y1 - top) if kind == "sup" else (y0 - bottom)) / unit)
     elif kind in ("over", "under"):
         put(f"{kind}.gap", (top - y1 if kind == "over" else y0 - bottom) / unit)
         put(f"{kind}.shift", (x0 + x1 - left - right) / 2 / unit)
@@ -364,7 +368,9 @@ class InkPen:
         glyphs = self.ink.glyphs[token]
         tries += [glyphs[self.rng.integers(len(glyphs))] for _ in range(6)]
         aspect = width / height
-        best = min(tries, key=lambda glyph: abs(np.log(max(glyph.width, 0.05) / (glyph.bottom - glyph.top + 0.05) / aspect)))
+        best = min(
+            tries, key=lambda glyph: abs(np.log(max(glyph.width, 0.05) / (glyph.bottom - glyph.top + 0.05) / aspect))
+        )
         higher = height / max(best.bottom - best.top, 0.05)
         strokes = [(stroke - np.array([0.0, best.top], np.float32)) * np.float32(higher) for stroke in best.strokes]
         if token == r"\sqrt":

@@ -184,6 +184,12 @@ class Part:
     part_line: int
 
 
+def reach_of(kind: str, top: float, bottom: float) -> str:
+    """Whether a base from `top` to `bottom` (line units) reaches above or below the small letters, as "high" or "low",
+    which is what the place of its superscript or subscript depends on."""
+    return "high" if (-top > 0.8 if kind == "sup" else bottom > 0.2) else "low"
+
+
 @dataclass
 class FormulaLayout:
     """Lay out formulas with `pen`.
@@ -319,7 +325,6 @@ class FormulaLayout:
         """Put scripts beside or over and under their base."""
         left, top, right, bottom = base.left, base.top, base.right, base.bottom
         owner = Block(base.leaves, (left, top, right, bottom), base.kinds)
-        height = "high" if bottom - top > 0.8 * unit else "low"
         draw = self.pen.distance
         beside: dict[str, Block] = {}
         for relation, line in branches:
@@ -334,9 +339,19 @@ class FormulaLayout:
             else:
                 kind = "sup" if relation == "Sup" else "sub"
                 block = self._part(kind, owner, line, unit, number)
-                edge = draw(f"{kind}.edge.{height}") * unit
-                dy = top + edge - block.bottom if kind == "sup" else bottom + edge - block.top
-                block.move(right + draw(f"{kind}.gap") * unit - block.left, dy)
+                edge = draw(f"{kind}.edge.{reach_of(kind, top / unit, bottom / unit)}") * unit
+                # Scripts that a reader could take for neighbours on the line, or for accents, are moved out.
+                if kind == "sup":
+                    dy = min(
+                        top + edge - block.bottom, (top + bottom) / 2 - block.bottom, top - 0.12 * unit - block.top
+                    )
+                else:
+                    foot = min(bottom, max(0.05 * unit, bottom - 0.4 * unit))
+                    dy = max(
+                        bottom + edge - block.top, (top + bottom) / 2 - block.top, foot + 0.15 * unit - block.bottom
+                    )
+                gap = max(draw(f"{kind}.gap"), -0.1 if kind == "sup" else -0.3)
+                block.move(right + gap * unit - block.left, dy)
                 beside[kind] = block
             base.add(block)
         if len(beside) == 2:
@@ -384,7 +399,7 @@ class FormulaLayout:
         lead, tail = draw("root.lead") * unit, draw("root.tail") * unit
         top = content.top - draw("root.clear") * unit
         bottom = max(content.bottom + draw("root.foot") * unit, top + 0.8 * unit)
-        width = lead + content.right - content.left + max(tail, -0.3 * (content.right - content.left))
+        width = lead + content.right - content.left + max(tail, -0.15 * (content.right - content.left))
         sign.glyph = self.pen.fitted(r"\sqrt", width, bottom - top)
         sign.y = top
         content.move(lead - content.left, 0.0)

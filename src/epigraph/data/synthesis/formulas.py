@@ -143,7 +143,9 @@ class FormulaCorpus:
                 break
         return self._exchanged(formula, rng)
 
-    def _recombined(self, line: list[Symbol], share: float, rng: np.random.Generator, top: bool = True) -> list[Symbol]:
+    def _recombined(
+        self, line: list[Symbol], share: float, rng: np.random.Generator, top: bool = True
+    ) -> list[Symbol]:
         """A copy in which parts come from other formulas."""
         spans = {}
         for key, first, last in _spans(line, top):
@@ -323,7 +325,9 @@ class FormulaGrammar:
             return f"{self._one('function', rng)} {power}{argument}"
         if kind == 4:
             name = self._letter(rng)
-            return rf"\sum _ {{ {name} = {rng.choice(['0', '1'])} }} ^ {{ {self._bound(rng)} }} {self._term(rng, inner)}"
+            return (
+                rf"\sum _ {{ {name} = {rng.choice(['0', '1'])} }} ^ {{ {self._bound(rng)} }} {self._term(rng, inner)}"
+            )
         if kind == 5:
             bounds = "" if rng.random() < 0.4 else f"_ {{ {self._bound(rng)} }} ^ {{ {self._bound(rng)} }} "
             return rf"\int {bounds}{self._term(rng, inner)} d {self._letter(rng)}"
