@@ -11,7 +11,7 @@ import numpy as np
 from .backgrounds import Background, paint
 from .fonts import SynthesisError
 from .layout import Layout, lay_out, warp_cells
-from .style import Degradation, Style
+from .style import Degradation, Fill, Style
 
 
 @dataclass(frozen=True)
@@ -36,34 +36,39 @@ class Drawn:
     box: tuple[int, int, int, int]
 
 
-def draw(patch: np.ndarray, style: Style, text: str) -> Drawn:
+def draw(patch: np.ndarray, style: Style, text: str, layout: Layout | None = None) -> Drawn:
     """Draw a word in place.
 
     Args:
         patch: (height, width, 3) uint8 or float32 RGB of the style's size; a view of a larger picture is fine. The
             style's own background and degradation are not used.
+        layout: where the letters are on the patch, which then has any size; default: where the style puts them.
 
     Raises:
         SynthesisError: the patch has another size, the font lacks a character, or the word does not fit.
     """
-    if patch.shape != (*style.size, 3):
-        raise SynthesisError(f"a patch of shape {patch.shape} is not the (height, width, 3) of the size {style.size}.")
-    layout = lay_out(style, text)
-    mask, char_map = np.zeros(style.size, np.uint8), np.zeros(style.size, np.uint8)
+    size = patch.shape[:2]
+    if layout is None:
+        if patch.shape != (*style.size, 3):
+            raise SynthesisError(
+                f"a patch of shape {patch.shape} is not the (height, width, 3) of the size {style.size}."
+            )
+        layout = lay_out(style, text)
+    mask, char_map = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     warp_cells(mask, layout.bitmaps, layout.quads, char_map)
-    box = x0, y0, x1, y1 = _region(style, layout)
+    box = x0, y0, x1, y1 = _region(style, layout, size)
     ink, part = mask[y0:y1, x0:x1], patch[y0:y1, x0:x1]
     planes = np.ascontiguousarray(part.transpose(2, 0, 1), np.float32)
     covered = ink
     for layer, color, opacity in _layers(style, ink, layout.cap):
         covered = cv2.max(covered, layer)
         planes += (_column(color) - planes) * (layer * np.float32(opacity / 255))
-    fill = _blend(style.blend, planes, _fill(style, box))
+    fill = _blend(style.blend, planes, _fill(style.fill, box, size))
     planes += (fill - planes) * (ink * np.float32(style.opacity / 255))
     if patch.dtype == np.uint8:
         planes = np.rint(planes, out=planes).astype(np.uint8)
     part[:] = planes.transpose(1, 2, 0)
-    effect_mask = np.zeros(style.size, np.uint8)
+    effect_mask = np.zeros(size, np.uint8)
     effect_mask[y0:y1, x0:x1] = covered
     return Drawn(mask, effect_mask, char_map, layout.char_quads, layout.polygon, box)
 
@@ -115,7 +120,7 @@ def contrast(image: np.ndarray, mask: np.ndarray) -> float:
     return abs(cv2.mean(gray, inside)[0] - cv2.mean(gray, around)[0])
 
 
-def _region(style: Style, layout: Layout) -> tuple[int, int, int, int]:
+def _region(style: Style, layout: Layout, size: tuple[int, int]) -> tuple[int, int, int, int]:
     reach = 1.0
     if style.border:
         reach += style.border.width * layout.cap + 1
@@ -126,7 +131,7 @@ def _region(style: Style, layout: Layout) -> tuple[int, int, int, int]:
         reach += (max(abs(shadow.dx), abs(shadow.dy)) + 3 * shadow.blur) * layout.cap + 2
     low, high = layout.quads.min((0, 1)) - reach, layout.quads.max((0, 1)) + reach
     x0, y0 = max(int(low[0]), 0), max(int(low[1]), 0)
-    x1, y1 = min(math.ceil(high[0]), style.size[1]), min(math.ceil(high[1]), style.size[0])
+    x1, y1 = min(math.ceil(high[0]), size[1]), min(math.ceil(high[1]), size[0])
     if x1 <= x0 or y1 <= y0:
         raise SynthesisError("the word lies outside its canvas; move the corners of the style into it.")
     return x0, y0, x1, y1
@@ -189,17 +194,16 @@ def _column(color: Sequence[float]) -> np.ndarray:
     return np.array(color, np.float32).reshape(3, 1, 1)
 
 
-def _fill(style: Style, box: tuple[int, int, int, int]) -> np.ndarray:
+def _fill(fill: Fill, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
     """(3, 1, 1) or (3, height, width) float32 of the box."""
-    fill = style.fill
     first = _column(fill.colors[0])
     if fill.kind == "color":
         return first
     x0, y0, x1, y1 = box
     if fill.kind == "gradient":
-        share = _ramp(style.size, fill.angle)[y0:y1, x0:x1]
+        share = _ramp(size, fill.angle)[y0:y1, x0:x1]
     else:
-        share = _pattern(fill.texture, style.size)[y0:y1, x0:x1]
+        share = _pattern(fill.texture, size)[y0:y1, x0:x1]
     return first + (_column(fill.colors[1]) - first) * share
 
 
