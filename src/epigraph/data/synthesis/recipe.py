@@ -56,7 +56,7 @@ class SynthesisArguments:
     backgrounds: list[str] = field(
         default_factory=list, metadata={"help": "Folders of pictures without text, beside the procedural ones."}
     )
-    style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}.'})
+    style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}; or plain: no effect.'})
     ink: str | None = field(
         default=None, metadata={"help": "Formulas with segmented symbols whose strokes are used. For kind formulas."}
     )
@@ -82,7 +82,7 @@ class SynthesisArguments:
     def __post_init__(self):
         for name in ("word_options", "style", "generator", "executor_options"):
             value = parsed(getattr(self, name))
-            if not isinstance(value, dict):
+            if not isinstance(value, dict) and (name, value) != ("style", "plain"):
                 raise ValueError(f"{name} must be a dictionary, not {value!r}.")
             setattr(self, name, value)
         for name, known in (("kind", KINDS), ("format", tuple(FORMATS)), ("executor", EXECUTORS)):
@@ -119,7 +119,7 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     if args.kind == "formulas":
         return _formulas(args)
     from .backgrounds import BackgroundPool
-    from .style import StyleOptions
+    from .sampling import StyleOptions
     from .words import WordSampler
 
     characters = {} if args.characters is None else {"characters": args.characters}
@@ -127,7 +127,8 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     files = [expand_path(path) for path in args.words]
     words = WordSampler(files, **_keywords(WordSampler, "word_options", args.word_options, ["files"]))
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
-    options = StyleOptions(**_keywords(StyleOptions, "style", args.style))
+    plain = args.style == "plain"
+    options = StyleOptions.plain() if plain else StyleOptions(**_keywords(StyleOptions, "style", args.style))
     common = {"faces": faces, "words": words, "options": options, "size": tuple(args.size), "backgrounds": pool}
     if args.kind == "scenes":
         from .scenes import SceneGenerator as Generator
@@ -215,7 +216,8 @@ def report(manifest: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """`epigraph synth` and scripts/synthesize.py."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("epigraph").setLevel(logging.INFO)
     args = parse_recipe(sys.argv[1:] if argv is None else argv, SynthesisArguments)
     if args.out is None and args.preview is None:
         raise RecipeError("name a folder for the shards with --out, or a contact sheet with --preview.")
