@@ -344,11 +344,11 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
 
     `path` is what `load_dataset` is to be given: the repository, once there is one.
     """
-    import yaml
     from huggingface_hub.utils import yaml_dump
 
-    recipe, inputs = manifest.get("recipe", {}), manifest.get("inputs", {})
-    kind, rows = recipe.get("kind", "text"), manifest["rows"]
+    recipe, inputs = manifest["recipe"], manifest.get("inputs", {})
+    settings = {**recipe, **{name: manifest[name] for name in ("num_samples", "shard_size", "seed", "format")}}
+    kind, rows = recipe["kind"], manifest["rows"]
     bounds = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
     data = DatasetCardData(
         license=recipe.get("license"),
@@ -359,7 +359,11 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     )
     attempts = rows + sum(manifest["rejected"].values())
-    reasons = "".join(f"* {count} x {reason}\n" for reason, count in manifest["rejected"].items())
+
+    def count(values):
+        return values["count"] if isinstance(values, dict) else len(values)
+
+    reasons = "".join(f"* {number} x {reason}\n" for reason, number in manifest["rejected"].items())
     return DATASET_CARD.format(
         front=data.to_yaml().rstrip(),
         title=f"Synthetic {kind}",
@@ -367,8 +371,8 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
         shards=len(manifest["shards"]),
         version=manifest["versions"].get("epigraph", ""),
         path=path,
-        recipe=yaml_dump(recipe) if recipe else yaml.safe_dump({}),
-        inputs="".join(f"| {name} | {len(values)} |\n" for name, values in inputs.items()),
+        recipe=yaml_dump(settings),
+        inputs="".join(f"| {name} | {count(values):,} |\n" for name, values in inputs.items()),
         rejected=f"{100 * sum(manifest['rejected'].values()) / attempts:.2f} %",
         skipped=sum(manifest["skipped"].values()),
         reasons=f"Why attempts were rejected:\n\n{reasons}\n" if reasons else "",

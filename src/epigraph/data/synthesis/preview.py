@@ -89,7 +89,7 @@ def _scene_tiles(sample) -> Iterator[Tile]:
     yield "scene", sample.image
     yield "erased", sample.erased
     yield "quads, polygons, (ignored)", _outlined(sample.image, sample.char_quads, sample.polygons, texts)
-    yield "mask by word", _labelled(sample.instances, sample.mask, sample.mask)
+    yield "words, effects", _labelled(sample.instances, sample.mask, sample.effect_mask)
     yield "glyph", sample.glyph
 
 

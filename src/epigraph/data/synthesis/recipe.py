@@ -57,6 +57,7 @@ class SynthesisArguments:
         default_factory=list, metadata={"help": "Folders of pictures without text, beside the procedural ones."}
     )
     style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}; or plain: no effect.'})
+    scene: str = field(default="{}", metadata={"help": 'Of SceneOptions, as {"plates": 0.3}. For kind scenes.'})
     ink: str | None = field(
         default=None, metadata={"help": "Formulas with segmented symbols whose strokes are used. For kind formulas."}
     )
@@ -80,7 +81,7 @@ class SynthesisArguments:
     executor_options: str = field(default="{}", metadata={"help": 'Of the executor, as {"partition": "cpu"}.'})
 
     def __post_init__(self):
-        for name in ("word_options", "style", "generator", "executor_options"):
+        for name in ("word_options", "style", "scene", "generator", "executor_options"):
             value = parsed(getattr(self, name))
             if not isinstance(value, dict) and (name, value) != ("style", "plain"):
                 raise ValueError(f"{name} must be a dictionary, not {value!r}.")
@@ -96,7 +97,7 @@ class SynthesisArguments:
     def content(self) -> dict:
         """The values that say what is drawn, for the manifest; those at their defaults are left out."""
         defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(self)}
-        defaults |= {"word_options": {}, "style": {}, "generator": {}}
+        defaults |= {"word_options": {}, "style": {}, "scene": {}, "generator": {}}
         values = {name: value for name, value in asdict(self).items() if name not in (*_OUTSIDE, *_PLAN)}
         return {name: value for name, value in values.items() if name == "kind" or value != defaults[name]}
 
@@ -111,7 +112,7 @@ def _keywords(function, name: str, values: dict, given=()) -> dict:
 
 
 def build(args: SynthesisArguments) -> tuple[object, dict]:
-    """The generator that a recipe describes, and the digests of everything that it reads, for the manifest.
+    """The generator that a recipe describes, and for the manifest its whole style and the digests of what it reads.
 
     Raises:
         ValueError: no font was found, a file cannot be read, or an option does not exist.
@@ -129,21 +130,25 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
     plain = args.style == "plain"
     options = StyleOptions.plain() if plain else StyleOptions(**_keywords(StyleOptions, "style", args.style))
-    common = {"faces": faces, "words": words, "options": options, "size": tuple(args.size), "backgrounds": pool}
+    common = {"faces": faces, "words": words, "size": tuple(args.size), "backgrounds": pool}
     if args.kind == "scenes":
         from .scenes import SceneGenerator as Generator
+        from .scenes import SceneOptions
+
+        options = SceneOptions(style=options, **_keywords(SceneOptions, "scene", args.scene, ["style"]))
     else:
         from .rendering import GroupGenerator, WordGenerator
 
         Generator = WordGenerator if args.kind == "words" else GroupGenerator
         common["contents"] = args.contents
+    common["options"] = options
     make = Generator(**common, **_keywords(Generator, "generator", args.generator, common))
     inputs = {
         "fonts": [f"{face.name} {face.digest}" for face in faces],
-        "words": [_digest("\n".join(words.words).encode())],
+        "words": {"count": len(words.words), "digest": _digest("\n".join(words.words).encode())},
         "backgrounds": [_digest(Path(path).read_bytes()) for path in pool.paths] if pool else [],
     }
-    return make, inputs
+    return make, {"options": asdict(options), "inputs": inputs}
 
 
 def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
@@ -156,7 +161,7 @@ def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
         path, **_keywords(FormulaGenerator.from_ink, "generator", args.generator, ["path"])
     )
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return make, {"ink": [_digest(file.read_bytes()) for file in files]}
+    return make, {"inputs": {"ink": [_digest(file.read_bytes()) for file in files]}}
 
 
 def _digest(content: bytes) -> str:
@@ -165,8 +170,8 @@ def _digest(content: bytes) -> str:
 
 def plan_of(args: SynthesisArguments) -> ShardPlan:
     """The shards that a recipe describes; `build` says what is raised."""
-    make, inputs = build(args)
-    description = {"recipe": args.content(), "inputs": inputs}
+    make, described = build(args)
+    description = {"recipe": args.content(), **described}
     return ShardPlan(make, Path(args.out), **{name: getattr(args, name) for name in _PLAN}, description=description)
 
 
@@ -209,7 +214,7 @@ def report(manifest: dict) -> str:
     for counts, what in ((rejected, "attempts rejected and drawn again"), (skipped, "samples left out")):
         if counts:
             share = sum(counts.values()) / (manifest["rows"] + sum(counts.values()))
-            lines.append(f"{sum(counts.values()):,} {what} ({100 * share:.2f} %):")
+            lines.append(f"{what}: {sum(counts.values()):,} ({100 * share:.2f} %)")
             lines += [f"  {count:,} {reason}" for reason, count in counts.items()]
     return "\n".join(lines)
 

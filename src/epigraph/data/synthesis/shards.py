@@ -45,7 +45,7 @@ class ShardPlan:
         seed: of the samples.
         attempts: how often a rejected sample is drawn again before it is left out.
         format: parquet or webdataset.
-        description: JSON values that go into the manifest: the recipe, and digests of fonts, words and backgrounds.
+        description: JSON values that go into the manifest: `recipe` with its `kind`, `inputs` with digests ...
     """
 
     make: object
@@ -55,7 +55,7 @@ class ShardPlan:
     seed: int = 0
     attempts: int = ATTEMPTS
     format: str = "parquet"
-    description: dict = field(default_factory=dict)
+    description: dict = field(default_factory=lambda: {"recipe": {"kind": "text"}})
 
     def __post_init__(self):
         if self.format not in FORMATS:
@@ -177,9 +177,9 @@ class _WebDataset:
         for name, feature in self.features.items():
             value = row[name]
             if isinstance(feature, Image):
-                members[f"{name}.{_extension(value)}"] = value
+                members |= [_member(name, value)]
             elif isinstance(getattr(feature, "feature", None), Image):
-                members |= {f"{name}_{number}.{_extension(image)}": image for number, image in enumerate(value)}
+                members |= [_member(f"{name}_{number}", image) for number, image in enumerate(value)]
             else:
                 rest[name] = value
         return members | {"json": json.dumps(rest, ensure_ascii=False, default=lambda array: array.tolist()).encode()}
@@ -194,8 +194,11 @@ class _WebDataset:
         self.tar.close()
 
 
-def _extension(image: bytes) -> str:
-    return next(extension for magic, extension in _MAGIC.items() if image.startswith(magic))
+def _member(name: str, image: bytes | dict) -> tuple[str, bytes]:
+    """File name and content of an image as rows hold it: its bytes, alone or as `datasets` keeps them."""
+    content = image["bytes"] if isinstance(image, dict) else image
+    extension = next(extension for magic, extension in _MAGIC.items() if content.startswith(magic))
+    return f"{name}.{extension}", content
 
 
 def write_shard(plan: ShardPlan, index: int, tick=lambda: None) -> dict:
