@@ -158,14 +158,26 @@ def ribbon(polygon: np.ndarray, points: int = 8) -> np.ndarray:
 def instance_polygon(polygon: np.ndarray) -> np.ndarray:
     """Any checked polygon with its two edges known: (n, 2) -> (4, 2) or (2m, 2) in reading order.
 
-    Convex quads and even numbers of points keep what their annotator said (:func:`reading_order`). A concave quad and
-    an odd number of points become the smallest rectangle around them, or, where that is mostly air, a :func:`ribbon`.
+    Convex quads and curves of 2n points keep what their annotator said (:func:`reading_order`). Others, as an odd
+    number of points, a concave quad, or points whose halves cannot be the two edges, become the smallest rectangle
+    around them, or, where that is mostly air, a :func:`ribbon`.
     """
-    hull = shapely.Polygon(polygon).convex_hull.area
-    if len(polygon) % 2 == 0 and (len(polygon) > 4 or abs(signed_area(polygon)) > (1 - 1e-6) * hull):
-        return reading_order(polygon)
+    if len(polygon) % 2 == 0:
+        ordered = reading_order(polygon)
+        top, bottom = edge_curves(ordered)
+        if len(top) > 2:
+            top, bottom = resample(top, 9), resample(bottom, 9)
+        if (_turns(top[:-1], top[1:], bottom[1:], bottom[:-1]) > 0).all():
+            return ordered
     quad = min_area_quad(polygon)
     return quad if abs(signed_area(polygon)) > 0.8 * abs(signed_area(quad)) else ribbon(polygon)
+
+
+def _turns(*corners: np.ndarray) -> np.ndarray:
+    """Twice the signed area of the triangle at each corner of n quads: (n, 2) four times -> (4, n)."""
+    ring = np.stack([*corners, *corners[:2]])
+    sides = np.diff(ring, axis=0)
+    return sides[:-1, :, 0] * sides[1:, :, 1] - sides[:-1, :, 1] * sides[1:, :, 0]
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -31,6 +31,7 @@ from .words import WordSampler
 MIN_SIDE = 64
 MAX_WORDS = 256
 _CELL = 8  # pixels along the side of a cell of the map of what is taken
+_TRIES = 20  # to set a group of words
 _GROUPS = (0.38, 0.24, 0.13, 0.09, 0.07, 0.05, 0.04)  # share of groups of 1, 2, ... words
 
 
@@ -201,14 +202,16 @@ class SceneGenerator:
 
     def _groups(self, rng: np.random.Generator) -> list[Group]:
         groups, left, failures = [], self.words_per_scene, 0
-        while left and failures < 20:
+        while left and failures < _TRIES:
             count = min(1 + int(rng.choice(len(_GROUPS), p=_GROUPS)), left)
             try:
                 groups.append(self._group(rng, count))
-            except SynthesisError:  # a word that this font cannot draw: another font, other words
+                left -= count
+            except SynthesisError as error:  # this font cannot draw a word, or not so small: another font, other words
                 failures += 1
-                continue
-            left -= count
+                last = error
+        if not groups:
+            raise last
         return groups
 
     def _group(self, rng: np.random.Generator, count: int) -> Group:
