@@ -86,11 +86,11 @@ def _word_tiles(sample, k: int) -> Iterator[Tile]:
 def _scene_tiles(sample) -> Iterator[Tile]:
     texts = [f"({text})" if ignored else text for text, ignored in zip(sample.texts, sample.ignore)]
     texts = list(zip(texts, sample.styles))
-    yield "scene", sample.image
-    yield "erased", sample.erased
+    glyph = np.repeat(sample.glyph[..., None], 3, 2)
+    words = _labelled(sample.instances, sample.mask, sample.effect_mask)
+    squares = np.vstack([np.hstack([sample.image, sample.erased]), np.hstack([words, glyph])])
+    yield "scene, erased; words with effects in grey, glyph", squares
     yield "quads, polygons, (ignored)", _outlined(sample.image, sample.char_quads, sample.polygons, texts)
-    yield "words, effects", _labelled(sample.instances, sample.mask, sample.effect_mask)
-    yield "glyph", sample.glyph
 
 
 def _outlined(image: np.ndarray, quads: Sequence, polygons: Sequence, texts: Sequence[str] = ()) -> np.ndarray:
@@ -128,10 +128,10 @@ def _formula(sample) -> np.ndarray:
     from ..ink import render
 
     whole = np.concatenate(sample.strokes)
-    size = np.asarray(render(sample.strokes).convert("L")).shape
+    width, height = render(sample.strokes, symbol_height=48).size
     low, high = whole.min(0), whole.max(0)
-    scale = min((side - 24) / max(extent, 1e-6) for side, extent in zip(size[::-1], high - low))
-    canvas = np.full((*size, 3), 255, np.uint8)
+    scale = min((side - 24) / max(extent, 1e-6) for side, extent in zip((width, height), high - low))
+    canvas = np.full((height, max(width, _TILE), 3), 255, np.uint8)
     for number, (_, strokes) in enumerate(sample.symbols):
         for stroke in strokes:
             points = (np.asarray(sample.strokes[stroke]) - low) * scale + 12
@@ -171,8 +171,7 @@ def _enlarged(picture: np.ndarray, width: int) -> Image.Image:
     """A picture at the size of its line: `width` pixels times a whole number."""
     wanted = width * _scale(width)
     image = Image.fromarray(picture).convert("RGB")
-    size = (wanted, round(wanted * picture.shape[0] / picture.shape[1]))
-    return image.resize(size, Image.Resampling.NEAREST if picture.shape[1] <= wanted else Image.Resampling.LANCZOS)
+    return image.resize((wanted, round(wanted * picture.shape[0] / picture.shape[1])), Image.Resampling.NEAREST)
 
 
 def _write(image: Image.Image, corner: Sequence[float], text: str | tuple, color: tuple[int, int, int]) -> None:
