@@ -23,7 +23,7 @@ from .shaping import shape
 if TYPE_CHECKING:
     from .style import Style
 
-SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # pixels per em at which glyphs are drawn and cached
+SIZES = (48, 96, 192, 384)  # pixels per em at which glyphs are drawn and cached: few, so that the cache serves
 MIN_CAP = 5.0  # pixels; smaller capitals cannot be told apart
 MIN_ADVANCE = 3.0  # pixels for each character
 MIN_SQUEEZE = 0.5
@@ -100,15 +100,15 @@ def warp_cells(
 
 
 def _reduced(bitmaps: Sequence[np.ndarray], quads: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    # Bilinear sampling skips source pixels where it shrinks by 2 or more: such bitmaps are averaged down first.
-    sizes = np.array([bitmap.shape for bitmap in bitmaps], np.float64)
-    sides = np.linalg.norm(quads - np.roll(quads, -1, 1), axis=2)
-    target = np.stack([np.maximum(sides[:, 1], sides[:, 3]), np.maximum(sides[:, 0], sides[:, 2])], 1)
-    shrink = sizes / np.maximum(target, 1.0)
+    # Bilinear sampling skips source pixels where it shrinks by over 2: such bitmaps are averaged down first.
     bitmaps = list(bitmaps)
-    for index in np.flatnonzero((shrink > 2.0).any(1)):
-        h, w = np.maximum(sizes[index] // np.maximum(shrink[index], 1.0), 1).astype(int)
-        bitmaps[index] = cv2.resize(bitmaps[index], (int(w), int(h)), interpolation=cv2.INTER_AREA)
+    sizes = np.array([bitmap.shape for bitmap in bitmaps], np.float64)
+    sides = np.abs(quads - quads[:, [1, 2, 3, 0]]).max(2)
+    target = np.maximum(sides[:, 1::-1], sides[:, 3:1:-1])
+    small = np.maximum(np.rint(1.5 * target), 1)
+    for index in np.flatnonzero((sizes > 2.2 * target).any(1) & (sizes > small).any(1)).tolist():
+        h, w = np.minimum(small[index], sizes[index]).astype(int).tolist()
+        bitmaps[index] = cv2.resize(bitmaps[index], (w, h), interpolation=cv2.INTER_AREA)
         sizes[index] = h, w
     return bitmaps, sizes
 
@@ -153,6 +153,11 @@ def face_metrics(path: str, index: int) -> FaceMetrics:
     tops = [-cell.top / 128 for cell in line.cells]
     bottom = max(cell.top + cell.bitmap.shape[0] for cell in line.cells) / 128
     return FaceMetrics(max(tops[0], 0.2), max(tops[:2]), bottom)
+
+
+def glyph_size(em: float) -> int:
+    """The size at which to take glyphs from the cache for a size of `em` pixels."""
+    return next((size for size in SIZES if size >= em), SIZES[-1])
 
 
 def lay_out(style: "Style", text: str) -> Layout:
@@ -213,9 +218,9 @@ def _set_line(style: "Style", text: str, scale: float) -> _Flat:
     font = style.font
     cap = style.font_size * height * scale
     em = cap / face_metrics(font.path, font.index).cap
-    size = next((size for size in SIZES if size >= em), SIZES[-1])
+    size = glyph_size(em)
     vertical = style.baseline.kind == "vertical"
-    line = shape(font.path, font.index, text, size, round(2 * style.stroke * size) / 2, vertical)
+    line = shape(font.path, font.index, text, size, round(style.stroke * size), vertical)
     bitmaps = [cell.bitmap for cell in line.cells]
     boxes = np.array([(c.left, c.top, c.left + c.bitmap.shape[1], c.top + c.bitmap.shape[0]) for c in line.cells])
     order = boxes[:, 0].argsort(kind="stable") if line.rtl or line.sliced else None

@@ -14,7 +14,7 @@ import numpy as np
 from .backgrounds import KINDS, Background, BackgroundPool, sample_background
 from .drawing import painted
 from .fonts import Face, SynthesisError
-from .layout import face_metrics
+from .layout import face_metrics, glyph_size
 from .shaping import shape
 from .style import (
     Baseline,
@@ -31,7 +31,6 @@ from .style import (
 )
 
 Range = tuple[float, float]
-_PROBE = 48  # pixels per em at which words are measured
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -195,7 +194,7 @@ def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, tex
         values["stroke"] = round(_between(rng, options.stroke), 3)
     vertical = height > 1.5 * width and rng.random() < options.vertical
     values["baseline"] = line = _baseline(rng, options, vertical)
-    top, bottom, length, shortest = _extent(face, texts, vertical, values.get("spacing", 0.0))
+    top, bottom, length, shortest = _extent(face, texts, vertical, values.get("spacing", 0.0), glyph_size(min(size)))
     elastic = values["elastic"].amplitude if "elastic" in values else 0.0
     free = height * (1 - 2 * values["margin"] - 2 * elastic)
     along = width - height * 2 * (values["margin"] + elastic)
@@ -247,14 +246,16 @@ def _baseline(rng: np.random.Generator, options: StyleOptions, vertical: bool) -
     return Baseline("arc", round(rise, 4))
 
 
-def _extent(face: Face, texts: Sequence[str], vertical: bool, spacing: float) -> tuple[float, float, float, float]:
-    """Ink above and below the baseline (of columns: left and right of the middle), greatest and least length; in ems."""
+def _extent(
+    face: Face, texts: Sequence[str], vertical: bool, spacing: float, probe: int
+) -> tuple[float, float, float, float]:
+    """Ink above and below the baseline (of columns: beside the middle), greatest and least length; in ems."""
     if not texts:
         metrics = face_metrics(face.path, face.index)
         return (0.5, 0.5, 6.0, 6.0) if vertical else (metrics.top, metrics.bottom, 3.3, 3.3)
     tops, bottoms, lengths = [], [], []
     for text in texts:
-        line = shape(face.path, face.index, text, _PROBE, 0.0, vertical)
+        line = shape(face.path, face.index, text, probe, 0.0, vertical)
         cells = line.cells
         if vertical:
             tops.append(0.5 * max(cell.bitmap.shape[1] for cell in cells))
@@ -262,11 +263,11 @@ def _extent(face: Face, texts: Sequence[str], vertical: bool, spacing: float) ->
         else:
             tops.append(-min(cell.top for cell in cells))
             bottoms.append(max(cell.top + cell.bitmap.shape[0] for cell in cells))
-        lengths.append(line.width + spacing * _PROBE * (len(cells) - 1))
+        lengths.append(line.width + spacing * probe * (len(cells) - 1))
     # A dash alone would be blown up to the whole canvas.
-    top = max(max(tops) / _PROBE, 0.4)
-    bottom = max(max(bottoms) / _PROBE, 0.5 * top if vertical else 0.0)
-    return top, bottom, max(max(lengths) / _PROBE, 0.3), max(min(lengths) / _PROBE, 0.3)
+    top = max(max(tops) / probe, 0.4)
+    bottom = max(max(bottoms) / probe, 0.5 * top if vertical else 0.0)
+    return top, bottom, max(max(lengths) / probe, 0.3), max(min(lengths) / probe, 0.3)
 
 
 # ---- colours and effects ----
