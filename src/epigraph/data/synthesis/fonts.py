@@ -24,8 +24,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
+from fontTools.ttLib import TTFont
 from PIL import ImageFont, features
 from PIL import __version__ as PIL_VERSION
 from tqdm.auto import tqdm
@@ -40,6 +42,8 @@ MAX_FILE_BYTES = 64 * 2**20  # the largest face of Noto CJK has 20 MB
 MAX_FACES = 64  # of one collection
 JOINERS = "\u200c\u200d"  # invisible, and part of the spelling of Persian and of Indian languages
 _CACHE_VERSION = 1
+_UNREADABLE = "unreadable"
+_NO_BROTLI = "in woff2, which needs `pip install brotli`"
 _PROBES = 64  # letters of a face that are drawn to see whether it draws anything
 
 
@@ -118,7 +122,7 @@ def open_face(path: str | Path, index: int = 0) -> Face:
     """
     ((digest, found),) = _scan_all([str(path)])
     if isinstance(found, str):
-        raise FontError(f"the font {path} cannot be used ({found}); give another one.")
+        raise FontError(f"the font {path} cannot be used: it is {found}.")
     faces = [face for face in _faces(str(path), digest, found) if face.index == index]
     if not faces:
         raise FontError(f"the font {path} has no usable face {index}, only {[face['index'] for face in found]}.")
@@ -170,7 +174,9 @@ def _files(folder: str | Path, given: bool) -> Iterator[str]:
     if given and not os.path.isdir(folder):
         raise FontError(f"the font folder {folder} does not exist; give a folder or a font file.")
     for root, _, names in os.walk(folder):
-        yield from (os.path.join(root, name) for name in names if name.lower().endswith(SUFFIXES))
+        kept = {name for name in names if name.lower().endswith(SUFFIXES)}
+        # npm's packages hold every font in both formats, of which woff is read without further packages.
+        yield from (os.path.join(root, name) for name in kept if not (name[-1] == "2" and name[:-1] in kept))
 
 
 def _nothing_found(folders, characters: str, names, files: int, counts: str) -> str:
@@ -200,7 +206,7 @@ def _scan(path: str) -> tuple[str, list[dict] | str]:
             return "", "too large"
         content = ImageFont.load_default(16).path.getvalue() if path == BUILTIN else Path(path).read_bytes()
     except OSError:
-        return "", "unreadable"
+        return "", _UNREADABLE
     digest = hashlib.sha256(content).hexdigest()[:16]
     # Whatever a damaged file makes fontTools or FreeType raise (struct.error, AssertionError, KeyError ...), it is
     # one bad file among many.
@@ -211,48 +217,47 @@ def _scan(path: str) -> tuple[str, list[dict] | str]:
         results = [_scan_face(path, content, index) for index in range(count)]
     except Exception as error:
         logger.debug("the font %s is unreadable: %s", path, error)
-        return digest, "unreadable"
+        return digest, _UNREADABLE
     faces = [result for result in results if isinstance(result, dict)]
     return digest, faces or results[0]
 
 
 def _scan_face(path: str, content: bytes, index: int) -> dict | str:
+    # FreeType goes first: of web fonts it unpacks no more than their header states, which was checked.
     font = load_font.__wrapped__(path, index, 24, False)
     family, style = (part or "" for part in font.getname())
     slanted = "italic" in style.lower() or "oblique" in style.lower()
-    if content[:4] in (b"wOFF", b"wOF2"):
-        # fontTools needs brotli for woff2, and nothing bounds what it unpacks of a woff: let FreeType draw instead.
-        points = [point for point in range(0x21, 0x10000) if _may_draw(point)]
-        drawn = _drawn(font, points)
-        characters = {point for point, _ in drawn}
-    else:
-        covered = _read_cmap(content, index)
-        if isinstance(covered, str):
-            return covered
-        points, by_angle = covered
-        slanted |= by_angle
-        letters = [point for point in sorted(points) if chr(point).isalnum()][:_PROBES]
-        drawn = _drawn(font, letters)
-        characters = points - set(letters) | {point for point, _ in drawn}
-    probes = [shape for point, shape in drawn if chr(point).isalnum()][:_PROBES]
-    if not any(chr(point).isalnum() for point in points):
-        return "symbols only"
+    if content[:4] == b"wOF2" and not (find_spec("brotli") or find_spec("brotlicffi")):
+        return _NO_BROTLI
+    covered = _read_cmap(content, index)
+    if isinstance(covered, str):
+        return covered
+    points, by_angle = covered
+    letters = [point for point in sorted(points) if chr(point).isalnum()][:_PROBES]
+    drawn = _drawn(font, letters)
+    characters = points - set(letters) | {point for point, _ in drawn}
+    if not letters:
+        return "of symbols only"
+    probes = [shape for _, shape in drawn]
     if 3 * len(set(probes)) < len(probes) or len(probes) < 2:  # one sign for all letters is no writing
-        return "without letters"
-    return {"index": index, "name": f"{family} {style}".strip(), "italic": slanted, "ranges": _compress(characters)}
+        return "without letters of their own"
+    return {
+        "index": index,
+        "name": f"{family} {style}".strip(),
+        "italic": slanted or by_angle,
+        "ranges": _compress(characters),
+    }
 
 
 def _read_cmap(content: bytes, index: int) -> tuple[set[int], bool] | str:
     """Code points with a glyph that is neither .notdef nor empty, and whether the face is slanted."""
-    from fontTools.ttLib import TTFont
-
     with TTFont(io.BytesIO(content), lazy=True, fontNumber=index) as font:
         if not any(tag in font for tag in ("glyf", "CFF ", "CFF2")):
-            return "bitmaps only"
+            return "of bitmaps only"
         cmap = font.getBestCmap()  # None where the only table maps a private symbol encoding
         pictorial = "OS/2" in font and font["OS/2"].panose.bFamilyType == 5
         if not cmap or pictorial:
-            return "symbols only"
+            return "of symbols only"
         notdef = font.getGlyphOrder()[0]
         ends = list(font["loca"]) if "loca" in font else None
         points = set()
@@ -314,7 +319,7 @@ def _scan_all(files: Sequence[str]) -> list[tuple[str, list[dict] | str]]:
             if entry is None or entry[0] != stamp:
                 entry = [stamp, *_scan(file)]
                 bar.update()
-                if stamp is not None:
+                if stamp is not None and entry[2] not in (_UNREADABLE, _NO_BROTLI):  # either may be mended outside
                     cache[file] = entry
                     new = True
             results.append((entry[1], entry[2]))
