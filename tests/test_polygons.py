@@ -145,7 +145,7 @@ def test_real_annotations_give_two_edges(data_dir):
     columns = ["polygons", "width", "height"]
     rows = pyarrow.parquet.read_table(data_dir / "scenes.parquet", columns=columns).to_pylist()
     total, refused = 0, 0
-    for row in rows:
+    for row in rows[::2]:
         for polygon in row["polygons"]:
             total += 1
             try:
@@ -155,4 +155,4 @@ def test_real_annotations_give_two_edges(data_dir):
                 continue
             edges = edge_curves(instance_polygon(points))
             assert len(edges[0]) == len(edges[1]) >= 2
-    assert total > 2000 and refused < 0.005 * total
+    assert total > 1000 and refused < 0.005 * total
