@@ -16,7 +16,15 @@ import torch
 import yaml
 
 from epigraph import CoMERForConditionalGeneration
-from epigraph.training import PretrainArguments, RecipeError, checkpoints, main, parse_recipe, save_atomically
+from epigraph.training import (
+    PretrainArguments,
+    RecipeError,
+    checkpoints,
+    main,
+    parse_recipe,
+    save_atomically,
+    training_rows,
+)
 
 pytest.importorskip("accelerate")
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,4 +335,47 @@ def test_command_line_overrides_the_recipe(recipe):
 def test_shipped_recipes_parse():
     for path in sorted((ROOT / "recipes").glob("comer_crohme*.yaml")):
         args = parse_recipe(["--recipe", str(path)])
-        assert args.train_data.startswith("${EPIGRAPH_DATA}/"), path
+        assert args.train_data[0].startswith("${EPIGRAPH_DATA}/"), path
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Call `sources(**columns)`: a parquet file of two rows, with columns changed or, where None, left out."""
+    datasets = pytest.importorskip("datasets")
+
+    def write(name, **columns):
+        row = {"id": "a", "text": "x", "split": "train", "strokes": [[0.0, 0.0, 1.0, 2.0]]} | columns
+        row = {key: value for key, value in row.items() if value is not None}
+        path = tmp_path / f"{name}.parquet"
+        datasets.Dataset.from_list([row, row | {"split": "other"}]).to_parquet(path)
+        return str(path)
+
+    return write
+
+
+def test_several_sources_follow_each_other(sources):
+    symbols = [{"label": "y", "strokes": [0]}]
+    paths = [sources("plain", writer="w"), sources("segmented", text="y", symbols=symbols)]
+    rows = training_rows(paths, "train")
+    assert rows["text"][:] == ["x", "y"] and set(rows["split"]) == {"train"}
+    assert rows["symbols"][:] == [None, symbols] and "writer" not in rows.column_names
+    assert training_rows(paths[:1], "train").column_names == ["id", "text", "split", "strokes", "writer"]
+
+
+def test_sources_that_do_not_go_together_are_refused(sources):
+    image = {"bytes": b"", "path": None}
+    paths = [sources("ink"), sources("images", strokes=None, image=image), sources("odd", split="validation")]
+    with pytest.raises(ValueError, match="images.parquet has images, .*ink.parquet has ink"):
+        training_rows(paths[:2], "train")
+    with pytest.raises(ValueError, match="odd.parquet: no split 'train'; there are other, validation"):
+        training_rows([paths[0], paths[2]], "train")
+
+
+def test_several_sources_on_the_command_line_and_in_a_recipe(recipe, formulas, tmp_path):
+    args = parse_recipe(["--recipe", str(recipe()), "--train_data", "a", "b"])
+    assert args.train_data == ["a", "b"]
+    assert parse_recipe(["--recipe", str(recipe(train_data="one"))]).train_data == ["one"]
+    with pytest.raises(RecipeError, match="train_data must be a path or a list of paths"):
+        parse_recipe(["--recipe", str(recipe(train_data=[1]))])
+    run(recipe(train_data=[str(formulas), str(formulas)], max_steps=1))
+    assert len(losses(tmp_path / "run")) == 1

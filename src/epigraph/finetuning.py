@@ -382,9 +382,8 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     import epigraph  # noqa: F401  registers the Auto classes
 
     from .cards import weights_sha256
-    from .data.readers import load_formulas
     from .reading import checkpoint_folder, default_checkpoint, load
-    from .training import train
+    from .training import train, training_rows
 
     refuse_existing(args)
     set_seed(args.seed)
@@ -394,7 +393,7 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
         raise ValueError(f"{name} is an adapter; start from its base model, or from a folder that --merge wrote.")
     base = str(folder.resolve()) if Path(name).expanduser().is_dir() else name
     model, processor = load(folder, None, "cpu")
-    rows = load_formulas(args.train_data, args.train_split)
+    rows = training_rows(args.train_data, args.train_split)
     symbols = missing_symbols(rows, processor.tokenizer.get_vocab(), args.new_symbols) if args.new_symbols else []
     if symbols:
         processor = widened_processor(processor, symbols)

@@ -37,7 +37,9 @@ class LoopArguments:
     """What the training loop and its data take."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
-    train_data: str = field(metadata={"help": "Parquet file or folder in the formula schema; ${VARIABLES} expand."})
+    train_data: list[str] = field(
+        metadata={"help": "Parquet files or folders in the formula schema, one or several; ${VARIABLES} expand."}
+    )
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_data: str | None = field(default=None, metadata={"help": "Data for model selection; never the test set."})
     eval_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
@@ -70,6 +72,10 @@ class LoopArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
     def __post_init__(self):
+        if isinstance(self.train_data, str | Path):
+            self.train_data = [str(self.train_data)]
+        if not self.train_data or not all(isinstance(path, str) for path in self.train_data):
+            raise ValueError(f"train_data must be a path or a list of paths, not {self.train_data!r}.")
         self.augmentation = parsed(self.augmentation)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -492,6 +498,43 @@ def _refuse_unknown(name: str, values: dict, known) -> None:
         raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
 
 
+def training_rows(paths: list[str], split: str | None = None):
+    """The formulas of one or several sources, one after the other, each narrowed to `split`.
+
+    Of several sources the columns that all of them have are kept, and `symbols`, empty where a source has none.
+
+    Raises:
+        ValueError: as `load_formulas`, so also where one of the sources has no such split; or some sources have ink,
+            others images.
+    """
+    from .data.readers import load_formulas
+
+    sources = [load_formulas(path, split) for path in paths]
+    if len(sources) == 1:
+        return sources[0]
+    import datasets
+
+    ink = ["strokes" in rows.column_names for rows in sources]
+    if any(ink) and not all(ink):
+        raise ValueError(
+            f"train_data: {paths[ink.index(False)]} has images, {paths[ink.index(True)]} has ink; train on one kind."
+        )
+    shared = set.intersection(*(set(rows.column_names) for rows in sources))
+    columns = [name for name in sources[0].column_names if name in shared - {"strokes", "symbols"}]
+    parts = [rows.select_columns(columns) for rows in sources]
+    features = parts[0].features
+    if all(ink):
+        text, whole = datasets.Value("string"), datasets.Value("int64")
+        drawn = {"strokes": datasets.List(datasets.List(datasets.Value("float32")))}
+        if any("symbols" in rows.column_names for rows in sources):
+            drawn["symbols"] = datasets.List({"label": text, "strokes": datasets.List(whole)})
+        wanted = [[name for name in drawn if name in rows.column_names] for rows in sources]
+        parts = [rows.select_columns([*columns, *names]) for rows, names in zip(sources, wanted)]
+        features = datasets.Features({**features, **drawn})
+    parts = [rows.cast(datasets.Features({name: features[name] for name in rows.column_names})) for rows in parts]
+    return datasets.concatenate_datasets(parts)
+
+
 def formula_loader(rows, processor, args: LoopArguments):
     """The `loader` of `train` over rows of the formula schema, varied and cut into batches as `args` say."""
     from .data.collate import FormulaBatches, FormulaDataset, FormulaLoader
@@ -527,7 +570,7 @@ def main(argv: list[str] | None = None) -> None:
         if model_type not in CONFIG_MAPPING:
             raise RecipeError(f"model: there is no model_type {model_type!r}.")
         _refuse_unknown("model", settings, CONFIG_MAPPING[model_type].__dataclass_fields__)
-        rows = load_formulas(args.train_data, args.train_split)
+        rows = training_rows(args.train_data, args.train_split)
         if "symbols" in args.processor:
             args.processor["symbols"] = symbols_of(args.processor["symbols"], rows["text"])
         processor = comer_processor(**args.processor)
@@ -540,7 +583,7 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModel.from_config(config)
     else:
         model, processor = load(args.model, None, "cpu", "float32")
-        rows = load_formulas(args.train_data, args.train_split)
+        rows = training_rows(args.train_data, args.train_split)
 
     vocabulary = processor.tokenizer.get_vocab()
     rows, _ = normalise_labels(rows, vocabulary)

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from ..ink import as_strokes, as_symbols
 from ..latex import LatexError, parse
 from .fonts import SynthesisError
-from .formula_layout import DISTANCES, FENCES, LABELS, TYPICAL_BOXES, FormulaLayout, Glyph, Leaf, reach_of
+from .formula_layout import DISTANCES, FENCES, TYPICAL_BOXES, FormulaLayout, Glyph, Leaf, reach_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ _SCORES = np.array([NormalDist().inv_cdf(level) for level in _LEVELS])
 _FEWEST = 30  # values of a distance below which the common gap, or the printed default, serves
 UNKNOWN_WRITER = "wda39a3ee"  # the hash of an empty name
 _STRETCHED = {r"\frac", r"\sqrt", *FENCES, *FENCES.values(), r"\sum", r"\int", "/"}  # their size is not their line's
+_BOUNDS = {r"\sum": (0.4, 2.2), r"\int": (0.4, 2.5), "-": (0.3, 3.0)}  # of height, as share of the typical one
 _SPACING = 0.03  # units between kept points of a sample
 _FALLBACK_BOX = (-1.0, 0.0, 0.6)  # digits, capitals, letters with ascenders
 
@@ -95,15 +96,17 @@ class InkSet:
         self.by_writer: dict[str, dict[str, list[int]]] = {}
         written: dict[str, int] = defaultdict(int)
         for token, found in samples.items():
-            top, bottom, _ = self.boxes[token]
+            typical = np.array(self.boxes[token])
+            least, most = _BOUNDS.get(token, (0.55, 1.8))
             for sample in found:
-                high, low, _ = sample.box
-                odd = (
-                    abs(high + low - top - bottom) / 2 > 0.4
-                    or not 0.55 < (low - high + 0.15) / (bottom - top + 0.15) < 1.8
-                )
+                high, low, wide = sample.box
+                taller = (low - high + 0.15) / (typical[1] - typical[0] + 0.15)
+                wider = (wide + 0.15) / (typical[2] + 0.15)
+                off = abs(high + low - typical[0] - typical[1]) / 2
+                # What is out of place or shape there is mostly another symbol, or one that has been crossed out.
+                odd = not least < taller < most or wider < 0.5 or off > 0.4 * most / 1.8
                 kept = self.glyphs.setdefault(token, [])
-                if (odd and token not in _STRETCHED) or len(kept) >= limit:
+                if (odd and token not in (r"\frac", r"\sqrt")) or len(kept) >= limit:
                     continue
                 self.by_writer.setdefault(token, {}).setdefault(sample.writer, []).append(len(kept))
                 kept.append(Glyph(sample.box[2], high, low, tuple(sample.strokes)))

@@ -316,8 +316,8 @@ class FormulaLayout:
     def _part(self, kind: str, owner: Block, symbols: Sequence[Symbol], unit: float, number: int) -> Block:
         """A line of a size of its own that belongs to `owner`."""
         part_line = len(self.units)
-        # Below a third of the main line nobody writes: what is nested deeply stays as small as its surroundings.
-        block = self._line(symbols, max(unit * self.pen.distance(f"{kind}.size"), 0.3))
+        # Smaller than this nobody writes: what is nested deeply stays as large as its surroundings.
+        block = self._line(symbols, max(unit * self.pen.distance(f"{kind}.size"), min(0.42, 0.9 * unit)))
         self.parts.append(Part(kind, owner.leaves, block.leaves, number, part_line))
         return block
 
@@ -371,7 +371,7 @@ class FormulaLayout:
         top = self._part("fraction.top", owner, above, unit, number)
         bottom = self._part("fraction.bottom", owner, below, unit, number)
         widest = max(top.right - top.left, bottom.right - bottom.left)
-        length = max(widest + draw("fraction.over") * unit, 0.7 * widest, 0.45 * unit)
+        length = max(widest + draw("fraction.over") * unit, 0.85 * widest, 0.6 * unit)
         bar.glyph = self.pen.fitted(r"\frac", length, 0.0)
         axis = draw("fraction.axis") * unit
         bar.y = axis

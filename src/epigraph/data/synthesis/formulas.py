@@ -6,7 +6,7 @@ from epigraph.data.synthesis.formulas import FormulaGenerator
 
 make = FormulaGenerator.from_ink("crohme_ink.parquet")  # labels and symbols of its training formulas
 sample = make(np.random.default_rng(0))
-sample.text, sample.strokes, sample.symbols             # "x ^ { 2 } + 1", [array (points, 2), ...], [("x", [0, 1]), ...]
+sample.text, sample.strokes, sample.symbols  # "x ^ { 2 }", [array (points, 2), ...], [("x", [0, 1]), ("2", [2])]
 ```
 
 The output is ink, so that training varies it as it varies what was written by hand (`epigraph.data.ink`).
@@ -43,10 +43,10 @@ _NAMED = {name for name in CLASSES if name in ("lower", "upper", "greek")}  # on
 # How often tokens occur where no corpus says so: rounded counts in thousand tokens of CROHME's training captions.
 _COUNTS = {
     "x": 50, "y": 18, "a": 25, "b": 16, "n": 22, "z": 11, "i": 10, "c": 9, "t": 7, "f": 7, "k": 6, "p": 6, "r": 5,
-    "m": 5, "e": 5, "u": 3, "g": 3, "q": 3, "j": 3, "v": 3, "h": 3, "s": 2, "1": 62, "2": 62, "3": 25, "0": 18, "4": 16,
-    "5": 10, "6": 8, "7": 7, "8": 7, "9": 7, "+": 54, "-": 43, r"\times": 6, r"\div": 2, r"\pm": 2, r"\cdot": 2,
-    "=": 36, r"\leq": 2, r"\geq": 2, r"\sin": 8, r"\cos": 6, r"\tan": 3, r"\theta": 5, r"\alpha": 4, r"\beta": 3,
-    "A": 3, "B": 2, "C": 3, "X": 3, "R": 2,
+    "m": 5, "e": 5, "u": 3, "g": 3, "q": 3, "j": 3, "v": 3, "h": 3, "s": 2, "1": 62, "2": 62, "3": 25, "0": 18,
+    "4": 16, "5": 10, "6": 8, "7": 7, "8": 7, "9": 7, "+": 54, "-": 43, r"\times": 6, r"\div": 2, r"\pm": 2,
+    r"\cdot": 2, "=": 36, r"\leq": 2, r"\geq": 2, r"\sin": 8, r"\cos": 6, r"\tan": 3, r"\theta": 5, r"\alpha": 4,
+    r"\beta": 3, "A": 3, "B": 2, "C": 3, "X": 3, "R": 2,
 }  # fmt: skip
 MAX_CAPTIONS = 1_000_000
 
@@ -492,6 +492,10 @@ class FormulaGenerator:
         corpus = FormulaCorpus(rows["text"][:] if captions is None else captions, known, max_length, rare)
         labels = [corpus, FormulaGrammar(known, max_length, rare)]
         return cls(ink.pen, labels, [1.0 - grammar, grammar])
+
+    def features(self):
+        """The `datasets.Features` of `FormulaSample.row()`."""
+        return FormulaSample.features()
 
     def __call__(self, rng: np.random.Generator) -> FormulaSample:
         """Draw a formula and write it.
