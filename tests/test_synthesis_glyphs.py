@@ -105,7 +105,7 @@ def test_tall_boxes_hold_columns():
     assert np.ptp(middles[:, 0]) < 3, "said so"
     _, middles = components(drawn(tall, "H"))
     assert len(middles) == 1
-    _, middles = components(drawn(np.array([(10, 10), (70, 10), (70, 110), (10, 110)], float), "IN"))
+    _, middles = components(drawn(np.array([(10, 10), (70, 10), (70, 110), (10, 110)], float), "ll"))
     assert np.ptp(middles[:, 1]) < 3, "two narrow letters fit a box that is only a little high"
 
 
