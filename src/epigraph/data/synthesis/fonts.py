@@ -41,7 +41,7 @@ LATIN = string.ascii_letters + string.digits
 MAX_FILE_BYTES = 64 * 2**20  # the largest face of Noto CJK has 20 MB
 MAX_FACES = 64  # of one collection
 JOINERS = "\u200c\u200d"  # invisible, and part of the spelling of Persian and of Indian languages
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _UNREADABLE = "unreadable"
 _NO_BROTLI = "in woff2, which needs `pip install brotli`"
 _PROBES = 64  # letters of a face that are drawn to see whether it draws anything
@@ -61,7 +61,8 @@ class Face:
 
     Attributes:
         path: of the file, or `BUILTIN`.
-        index: of the face in a collection, else 0.
+        index: of the face in a collection, else 0; the named instances of a variable font (Light, Bold ...) follow in
+            steps of 65,536, as FreeType counts them.
         name: family and style, as the file states them.
         characters: what it draws; no character of it comes out empty or as the box for missing ones.
         italic: the file calls it slanted, so that boxes of neighbouring glyphs may overlap.
@@ -214,7 +215,7 @@ def _scan(path: str) -> tuple[str, list[dict] | str]:
         if content[:4] in (b"wOFF", b"wOF2") and struct.unpack(">L", content[16:20])[0] > MAX_FILE_BYTES:
             return digest, "too large"
         count = min(struct.unpack(">L", content[8:12])[0], MAX_FACES) if content[:4] == b"ttcf" else 1
-        results = [_scan_face(path, content, index) for index in range(count)]
+        results = [face for index in range(count) for face in _scan_face(path, content, index)]
     except Exception as error:
         logger.debug("the font %s is unreadable: %s", path, error)
         return digest, _UNREADABLE
@@ -222,35 +223,36 @@ def _scan(path: str) -> tuple[str, list[dict] | str]:
     return digest, faces or results[0]
 
 
-def _scan_face(path: str, content: bytes, index: int) -> dict | str:
+def _scan_face(path: str, content: bytes, index: int) -> list[dict | str]:
+    """The face and the named instances (weights ...) that it has besides if it is variable, or why it is of no use."""
     # FreeType goes first: of web fonts it unpacks no more than their header states, which was checked.
     font = load_font.__wrapped__(path, index, 24, False)
-    family, style = (part or "" for part in font.getname())
-    slanted = "italic" in style.lower() or "oblique" in style.lower()
     if content[:4] == b"wOF2" and not (find_spec("brotli") or find_spec("brotlicffi")):
-        return _NO_BROTLI
+        return [_NO_BROTLI]
     covered = _read_cmap(content, index)
     if isinstance(covered, str):
-        return covered
-    points, by_angle = covered
+        return [covered]
+    points, slanted, instances = covered
     letters = [point for point in sorted(points) if chr(point).isalnum()][:_PROBES]
     drawn = _drawn(font, letters)
     characters = points - set(letters) | {point for point, _ in drawn}
     if not letters:
-        return "of symbols only"
+        return ["of symbols only"]
     probes = [shape for _, shape in drawn]
     if 3 * len(set(probes)) < len(probes) or len(probes) < 2:  # one sign for all letters is no writing
-        return "without letters of their own"
-    return {
-        "index": index,
-        "name": f"{family} {style}".strip(),
-        "italic": slanted or by_angle,
-        "ranges": _compress(characters),
-    }
+        return ["without letters of their own"]
+    ranges = _compress(characters)
+    faces = {}
+    for number in (index + (instance << 16) for instance in range(min(instances, MAX_FACES) + 1)):
+        family, style = (part or "" for part in load_font.__wrapped__(path, number, 24, False).getname())
+        italic = slanted or "italic" in style.lower() or "oblique" in style.lower()
+        name = f"{family} {style}".strip()
+        faces.setdefault(name, {"index": number, "name": name, "italic": italic, "ranges": ranges})
+    return list(faces.values())
 
 
-def _read_cmap(content: bytes, index: int) -> tuple[set[int], bool] | str:
-    """Code points with a glyph that is neither .notdef nor empty, and whether the face is slanted."""
+def _read_cmap(content: bytes, index: int) -> tuple[set[int], bool, int] | str:
+    """Code points with a glyph that is neither .notdef nor empty, whether the face is slanted, named instances."""
     with TTFont(io.BytesIO(content), lazy=True, fontNumber=index) as font:
         if not any(tag in font for tag in ("glyf", "CFF ", "CFF2")):
             return "of bitmaps only"
@@ -268,7 +270,8 @@ def _read_cmap(content: bytes, index: int) -> tuple[set[int], bool] | str:
             if ends is None or ends[number + 1] > ends[number] or chr(point) in JOINERS:
                 points.add(point)
         slanted = "post" in font and bool(font["post"].italicAngle) or bool(font["head"].macStyle & 2)
-    return points, slanted
+        instances = len(font["fvar"].instances) if "fvar" in font else 0
+    return points, slanted, instances
 
 
 def _may_draw(point: int) -> bool:
