@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py comer
     python scripts/benchmark.py comer --only 'comer/b1/*' --json benchmark.json
+    python scripts/benchmark.py synthesis --profile
 
 Times are CPU seconds of the process (on CUDA wall seconds). Rows are named alike on every machine; compare machines
 by `matmul_gflop_per_cpu_second`, which is measured at the start.
@@ -22,6 +23,8 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 import transformers
@@ -211,7 +214,14 @@ def comer_encoder_rows(encoder, wanted: Wanted, device: str, unit: str, name: st
                 yield Row(row, seconds(run, device, repeats=5), unit)
 
 
-METHODS = {"comer": comer_rows}
+def synthesis_rows(wanted: Wanted, device: str, profile: bool = False) -> Iterator[Row]:
+    """Samples per CPU second of one core, and the share of each effect; always on the CPU."""
+    from benchmark_synthesis import synthesis_rows as rows
+
+    yield from (Row(*row) for row in rows(wanted, profile))
+
+
+METHODS = {"comer": comer_rows, "synthesis": synthesis_rows}
 
 
 def main():
@@ -220,9 +230,13 @@ def main():
     parser.add_argument("--only", metavar="GLOB", default="*", help="measure only rows whose name matches")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows here too")
+    parser.add_argument("--profile", action="store_true", help="synthesis: also print the 25 dearest functions")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no CUDA device")
+    if arguments.profile and arguments.method != "synthesis":
+        parser.error("--profile is for synthesis")
+    options = {"profile": True} if arguments.profile else {}
     report = {
         "machine": machine(arguments.device),
         "matmul_gflop_per_cpu_second": round(matmul_rate(), 1),
@@ -230,12 +244,14 @@ def main():
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
         },
         "threads": torch.get_num_threads(),
         "rows": [],
     }
     print(f"{report['machine']}; {report['matmul_gflop_per_cpu_second']} GFLOP per CPU second", flush=True)
-    for row in METHODS[arguments.method](lambda name: fnmatch(name, arguments.only), arguments.device):
+    for row in METHODS[arguments.method](lambda name: fnmatch(name, arguments.only), arguments.device, **options):
         print(f"{row.name:<48} {row.value:10.3f} {row.unit}", flush=True)
         report["rows"].append(asdict(row))
         if arguments.json:  # after every row: a long table survives being cut off

@@ -204,3 +204,29 @@ def test_without_datatrove_the_executor_says_what_to_install(words, tmp_path, mo
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RecipeError, match=r"needs the package datatrove\S*; pip install 'epigraph\[train,cluster\]'"):
         recipe.main([*words, "--out", str(tmp_path / "out"), "--executor", "local"])
+
+
+# ---------------------------------------------------------------------- the benchmark
+
+
+def test_benchmark_rows_are_counted_from_the_timed_samples(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.delenv("EPIGRAPH_DATA", raising=False)
+    import benchmark_synthesis as benchmark
+
+    monkeypatch.setattr(benchmark, "SAMPLES", {"pairs_32x128": 12, "pairs_64x256": 8, "scenes_512": 1})
+    monkeypatch.setattr(benchmark, "faces", lambda: [benchmark.open_face(benchmark.BUILTIN)])
+    rows = {name: value for name, value, _ in benchmark.synthesis_rows(lambda name: True)}
+    for name in ("pairs_32x128", "pairs_64x256", "scenes_512"):
+        assert rows[f"synthesis/{name}/per_cpu_second"] > 0 and rows[f"synthesis/{name}/encoded_per_cpu_second"] > 0
+    assert 0 <= rows["synthesis/rejected_share"] < 0.5 and 1 <= rows["synthesis/scenes_512/words"] <= 8
+    # The warm-up is not counted: samples 12 to 47 and 8 to 31 are.
+    styles = [SynthesisDataset(benchmark.generator("pairs_32x128"), 48)[index].style for index in range(12, 48)]
+    styles += [SynthesisDataset(benchmark.generator("pairs_64x256"), 32)[index].style for index in range(8, 32)]
+    for effect in ("curve", "perspective", "texture", "border", "shadow", "extrusion", "elastic", "blur", "jpeg"):
+        share = sum(style.effects()[effect] for style in styles) / len(styles)
+        assert rows[f"synthesis/share/{effect}"] == pytest.approx(share)
+    assert "formulas are not measured" in capsys.readouterr().out
+    only = list(benchmark.synthesis_rows(lambda name: name == "synthesis/pairs_32x128/per_cpu_second", profile=True))
+    assert [name for name, *_ in only] == ["synthesis/pairs_32x128/per_cpu_second"]
+    assert "tottime" in capsys.readouterr().out
