@@ -98,15 +98,17 @@ class InkSet:
         for token, found in samples.items():
             typical = np.array(self.boxes[token])
             least, most = _BOUNDS.get(token, (0.55, 1.8))
+            narrow, broad = np.quantile([sample.box[2] for sample in found], [0.1, 0.9]) * (0.5, 1.6)
             for sample in found:
                 high, low, wide = sample.box
                 taller = (low - high + 0.15) / (typical[1] - typical[0] + 0.15)
-                wider = (wide + 0.15) / (typical[2] + 0.15)
                 off = abs(high + low - typical[0] - typical[1]) / 2
                 # What is out of place or shape there is mostly another symbol, or one that has been crossed out.
-                odd = not least < taller < most or wider < 0.5 or off > 0.4 * most / 1.8
+                odd = not (least < taller < most and narrow <= wide <= broad + 0.1) or off > 0.4 * most / 1.8
+                if token in (r"\frac", r"\sqrt"):
+                    odd = token == r"\sqrt" and not _covers(sample.strokes)
                 kept = self.glyphs.setdefault(token, [])
-                if (odd and token not in (r"\frac", r"\sqrt")) or len(kept) >= limit:
+                if odd or len(kept) >= limit:
                     continue
                 self.by_writer.setdefault(token, {}).setdefault(sample.writer, []).append(len(kept))
                 kept.append(Glyph(sample.box[2], high, low, tuple(sample.strokes)))
@@ -138,6 +140,14 @@ class _Sample:
         self.strokes = [_thinned(((stroke - origin) / unit).astype(np.float32)) for stroke in strokes]
         self.box = ((top - baseline) / unit, (bottom - baseline) / unit, (right - left) / unit)
         self.writer = writer
+
+
+def _covers(strokes: list[np.ndarray]) -> bool:
+    """Whether a root's bar runs along its top, so that it can be made longer."""
+    points = np.concatenate(strokes)
+    place = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-6)
+    bar = place[place[:, 0] > 0.65, 1]
+    return bool(len(bar) and bar.max() < 0.4)
 
 
 def _thinned(stroke: np.ndarray) -> np.ndarray:
