@@ -45,7 +45,7 @@ class TypicalPen:
         top, bottom, width = self.boxes.get(token, _FALLBACK_BOX)
         return Glyph(width, top, bottom)
 
-    def fitted(self, token: str, width: float, height: float) -> Glyph:
+    def fitted(self, token: str, width: float, height: float, lead: float = 0.0) -> Glyph:
         """As `Pen.fitted`."""
         return Glyph(width, 0.0, height)
 
@@ -369,7 +369,7 @@ class InkPen:
         offset = np.array([0.0, centre], np.float32)
         return _boxed([(stroke - offset) @ matrix + offset for stroke in glyph.strokes])
 
-    def fitted(self, token: str, width: float, height: float) -> Glyph:
+    def fitted(self, token: str, width: float, height: float, lead: float = 0.0) -> Glyph:
         """As `Pen.fitted`: of several samples the one that has to be stretched least."""
         tries = self._choice(token, 6)
         if token == r"\frac":
@@ -387,7 +387,7 @@ class InkPen:
         higher = height / max(best.bottom - best.top, 0.05)
         strokes = [(stroke - np.array([0.0, best.top], np.float32)) * np.float32(higher) for stroke in best.strokes]
         if token == r"\sqrt":
-            strokes = _lengthened(strokes, width)
+            strokes = _lengthened(strokes, width, lead)
         else:
             # A fence that is twice as tall is hardly wider.
             narrower = max(min(1.0, 1.6 * width / max(best.width * higher, 1e-6)), 0.35)
@@ -414,21 +414,19 @@ def _boxed(strokes: list[np.ndarray]) -> Glyph:
     return Glyph(right - left, top, bottom, tuple(stroke - origin for stroke in strokes))
 
 
-def _lengthened(strokes: list[np.ndarray], width: float) -> list[np.ndarray]:
-    """A root as wide as asked: all of it by up to a quarter, then its bar alone."""
+def _lengthened(strokes: list[np.ndarray], width: float, lead: float) -> list[np.ndarray]:
+    """A root as wide as asked: its hook made to fit `lead` as far as it goes without distortion, its bar the rest."""
     points = np.concatenate(strokes)
-    extent = float(points[:, 0].max())
-    factor = float(np.clip(width / max(extent, 1e-6), 0.8, 1.25))
-    strokes = [stroke * np.array([factor, 1.0], np.float32) for stroke in strokes]
-    points, extent = points * np.array([factor, 1.0]), extent * factor
-    # The bar begins where the ink first comes near the top.
-    height = points[:, 1].max()
-    knee = float(points[points[:, 1] < 0.2 * height, 0].min()) if height > 0 else 0.0
-    if extent - knee < 0.1 * extent:
-        return strokes
-    longer = max(width - knee, 0.2 * (extent - knee)) / (extent - knee)
+    extent, height = points.max(0).tolist()
+    # The bar begins where the ink first comes near the top, right of the hook's foot.
+    foot = float(points[points[:, 1].argmax(), 0])
+    near = points[(points[:, 1] < 0.2 * height) & (points[:, 0] >= foot), 0]
+    knee = float(near.min()) if len(near) else 0.5 * extent
+    hook = float(np.clip(lead / max(knee, 1e-6), 0.4, 1.3))
+    bar = max(width - knee * hook, 0.2 * width) / max(extent - knee, 0.1 * extent, 1e-6)
     result = []
     for stroke in strokes:
         x = stroke[:, 0]
-        result.append(np.column_stack([np.where(x > knee, knee + (x - knee) * longer, x), stroke[:, 1]]))
+        x = np.where(x > knee, knee * hook + (x - knee) * bar, x * hook)
+        result.append(np.column_stack([x, stroke[:, 1]]).astype(np.float32))
     return result

@@ -68,40 +68,42 @@ TYPICAL_BOXES = {token: box for box, tokens in _BOXES.items() for token in token
 
 # Distances in units of the line: 5th percentile, median, 95th percentile, rounded from CROHME's training formulas.
 DISTANCES: dict[str, tuple[float, float, float]] = {
-    "gap": (0.0, 0.25, 0.7),
-    "sup.size": (0.45, 0.7, 1.0),
-    "sub.size": (0.45, 0.7, 1.0),
-    "sup.gap": (-0.05, 0.15, 0.5),
-    "sub.gap": (-0.1, 0.12, 0.4),
-    "sup.edge.low": (-0.35, 0.0, 0.25),  # from the top of the base to the bottom of the script
-    "sup.edge.high": (-0.1, 0.35, 0.65),
-    "sub.edge.low": (-0.45, -0.1, 0.2),  # from the bottom of the base to the top of the script
-    "sub.edge.high": (-0.6, -0.25, 0.1),
-    "over.size": (0.4, 0.65, 1.0),
-    "under.size": (0.4, 0.65, 1.0),
-    "over.gap": (0.0, 0.2, 0.6),
-    "under.gap": (0.0, 0.25, 0.7),
-    "over.shift": (-0.3, 0.05, 0.5),
-    "under.shift": (-0.4, 0.0, 0.4),
-    "fraction.top.size": (0.6, 0.9, 1.2),
-    "fraction.bottom.size": (0.6, 0.9, 1.2),
-    "fraction.top.gap": (0.0, 0.2, 0.5),
+    "gap": (0.0, 0.25, 0.6),
+    "gap.operator": (0.1, 0.42, 0.95),
+    "gap.relation": (0.15, 0.53, 1.5),
+    "sup.size": (0.35, 0.55, 0.8),
+    "sub.size": (0.35, 0.5, 0.85),
+    "sup.gap": (-0.1, 0.15, 0.5),
+    "sub.gap": (-0.2, 0.15, 0.45),
+    "sup.edge.low": (-0.3, -0.05, 0.25),  # from the top of the base to the bottom of the script
+    "sup.edge.high": (-0.15, 0.2, 0.6),
+    "sub.edge.low": (-0.55, -0.2, 0.0),  # from the bottom of the base to the top of the script
+    "sub.edge.high": (-0.9, -0.5, -0.05),
+    "over.size": (0.35, 0.6, 0.9),
+    "under.size": (0.35, 0.55, 0.85),
+    "over.gap": (-0.1, 0.2, 0.45),
+    "under.gap": (0.0, 0.2, 0.55),
+    "over.shift": (-0.3, 0.1, 0.8),
+    "under.shift": (-0.3, 0.05, 0.6),
+    "fraction.top.size": (0.5, 0.75, 1.1),
+    "fraction.bottom.size": (0.5, 0.75, 1.0),
+    "fraction.top.gap": (0.0, 0.2, 0.55),
     "fraction.bottom.gap": (0.05, 0.25, 0.6),
-    "fraction.top.shift": (-0.3, 0.0, 0.3),
-    "fraction.bottom.shift": (-0.3, 0.0, 0.3),
-    "fraction.over": (-0.1, 0.4, 1.2),
-    "fraction.axis": (-0.65, -0.4, -0.1),
-    "root.size": (0.7, 0.95, 1.2),
-    "root.rise": (-0.2, 0.0, 0.2),
-    "root.lead": (0.3, 0.6, 1.0),
-    "root.clear": (0.05, 0.25, 0.55),
-    "root.foot": (-0.25, 0.05, 0.35),
-    "root.tail": (-0.1, 0.15, 0.6),
+    "fraction.top.shift": (-0.5, -0.05, 0.25),
+    "fraction.bottom.shift": (-0.4, 0.0, 0.4),
+    "fraction.over": (-0.3, 0.3, 1.2),
+    "fraction.axis": (-0.65, -0.35, 0.0),
+    "root.size": (0.65, 0.9, 1.2),
+    "root.rise": (-0.2, 0.05, 0.4),
+    "root.lead": (0.5, 0.9, 1.6),
+    "root.clear": (0.2, 0.45, 0.85),
+    "root.foot": (-0.45, 0.05, 0.4),
+    "root.tail": (-0.3, 0.3, 1.2),
     "index.size": (0.35, 0.55, 0.8),
-    "index.height": (0.1, 0.3, 0.6),  # of the index's centre below the top of the root, as share of the root's height
-    "index.inset": (-0.3, 0.1, 0.3),  # of the index's right edge behind the left edge of the root
-    "fence.top": (-0.15, 0.0, 0.15),  # of a fence beside tall content, as share of that content's height
-    "fence.foot": (-0.15, 0.0, 0.15),
+    "index.height": (0.1, 0.3, 0.5),  # of the index's centre below the top of the root, as share of the root's height
+    "index.inset": (0.1, 0.5, 1.0),  # of the index's right edge behind the left edge of the root
+    "fence.top": (-0.2, 0.0, 0.2),  # of a fence beside tall content, as share of that content's height
+    "fence.foot": (-0.25, 0.0, 0.25),
 }
 
 
@@ -121,9 +123,10 @@ class Pen(Protocol):
     def glyph(self, token: str) -> Glyph:
         """Ink of `token` in line units; `SynthesisError` where there is none."""
 
-    def fitted(self, token: str, width: float, height: float) -> Glyph:
+    def fitted(self, token: str, width: float, height: float, lead: float = 0.0) -> Glyph:
         """Ink of a stretched token (bar, root, tall fence) for a box of this size, from the box's top left corner.
-        The box need not be filled where that would distort the ink beyond what hands do."""
+        The box need not be filled where that would distort the ink beyond what hands do. `lead` is the room for the
+        hook of a root, to the left of what stands under its bar."""
 
     def distance(self, name: str) -> float:
         """One of `DISTANCES`, or `gap.<kind>.<kind>`, in units of the line."""
@@ -228,7 +231,7 @@ class FormulaLayout:
         line = blocks[0]
         for block in blocks[1:]:
             last, first = line.kinds[1], block.kinds[0]
-            gap = self.pen.distance(f"gap.{last}.{first}") * unit
+            gap = max(self.pen.distance(f"gap.{last}.{first}"), -0.25) * unit
             self.parts.append(Part(f"gap.{last}.{first}", line.leaves, block.leaves, number, number))
             block.move(line.right + gap - block.left, 0.0)
             line.add(block)
@@ -400,7 +403,7 @@ class FormulaLayout:
         top = content.top - draw("root.clear") * unit
         bottom = max(content.bottom + draw("root.foot") * unit, top + 0.8 * unit)
         width = lead + content.right - content.left + max(tail, -0.15 * (content.right - content.left))
-        sign.glyph = self.pen.fitted(r"\sqrt", width, bottom - top)
+        sign.glyph = self.pen.fitted(r"\sqrt", width, bottom - top, lead)
         sign.y = top
         content.move(lead - content.left, 0.0)
         block = Block([sign], sign.box, ("root", "root"))
