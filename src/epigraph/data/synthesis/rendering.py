@@ -189,15 +189,19 @@ def word_features():
 
 
 def _different(words, rng: np.random.Generator, face: Face, count: int) -> list[str]:
-    """Words that all differ, as far as the sampler has them."""
-    texts = []
-    for _ in range(4 * count):
+    """Words that all differ, of lengths that look well in one font size, as far as the sampler has them."""
+    texts, others = [], []
+    for _ in range(8 * count):
         text = words.sample(rng, face.characters)
+        alike = not texts or abs(len(text) - len(texts[0])) <= max(2, len(texts[0]) // 2)
         if text not in texts:
-            texts.append(text)
+            (texts if alike else others).append(text)
         if len(texts) == count:
             return texts
-    raise SynthesisError(f"the word list gives no {count} different words for the font {face.name}.")
+    texts += [text for text in dict.fromkeys(others) if text not in texts]
+    if len(texts) < count:
+        raise SynthesisError(f"the word list gives no {count} different words for the font {face.name}.")
+    return texts[:count]
 
 
 def _compose(style: Style, texts: list[str]) -> WordSample:

@@ -177,7 +177,8 @@ def _between(rng: np.random.Generator, limits: Range) -> float:
 
 def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, texts: Sequence[str]) -> dict:
     height, width = size
-    values = {"margin": round(_between(rng, (0.02, 0.08)), 3), "align": round(rng.random(), 3)}
+    align = 0.5 + 0.5 * (rng.random() - rng.random())
+    values = {"margin": round(_between(rng, (0.02, 0.08)), 3), "align": round(align, 3)}
     if rng.random() < options.perspective:
         values["corners"] = _corners(rng, options)
     if rng.random() < options.elastic:
