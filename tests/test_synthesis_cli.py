@@ -209,13 +209,15 @@ def test_without_datatrove_the_executor_says_what_to_install(words, tmp_path, mo
 # ---------------------------------------------------------------------- the benchmark
 
 
-def test_benchmark_rows_are_counted_from_the_timed_samples(monkeypatch, capsys):
+def test_benchmark_rows_are_counted_from_the_timed_samples(monkeypatch, capsys, words):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.delenv("EPIGRAPH_DATA", raising=False)
     import benchmark_synthesis as benchmark
 
     monkeypatch.setattr(benchmark, "SAMPLES", {"pairs_32x128": 12, "pairs_64x256": 8, "scenes_512": 1})
     monkeypatch.setattr(benchmark, "faces", lambda: [benchmark.open_face(benchmark.BUILTIN)])
+    sampler = benchmark.WordSampler([words[words.index("--words") + 1]])
+    monkeypatch.setattr(benchmark, "WordSampler", lambda: sampler)
     rows = {name: value for name, value, _ in benchmark.synthesis_rows(lambda name: True)}
     for name in ("pairs_32x128", "pairs_64x256", "scenes_512"):
         assert rows[f"synthesis/{name}/per_cpu_second"] > 0 and rows[f"synthesis/{name}/encoded_per_cpu_second"] > 0

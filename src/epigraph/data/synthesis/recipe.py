@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import logging
 import sys
+from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from ...training import RecipeError, parse_recipe, parsed
 from ..readers import expand_path
 from .datasets import ATTEMPTS
-from .fonts import find_fonts
+from .fonts import LATIN, find_fonts
 from .shards import FORMATS, ShardPlan, write_shards
 
 KINDS = ("words", "groups", "scenes", "formulas")
@@ -47,7 +48,8 @@ class SynthesisArguments:
         default_factory=list, metadata={"help": "Only faces whose name contains one of these."}
     )
     characters: str | None = field(
-        default=None, metadata={"help": "What every face must have; by default the Latin letters and digits."}
+        default=None,
+        metadata={"help": "What every face must have; Latin letters and digits, or what words need."},
     )
     words: list[str] = field(
         default_factory=list, metadata={"help": "Word lists or any text files; by default the system's list."}
@@ -123,10 +125,10 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     from .sampling import StyleOptions
     from .words import WordSampler
 
-    characters = {} if args.characters is None else {"characters": args.characters}
-    faces = find_fonts([expand_path(path) for path in args.fonts], names=args.font_names, **characters)
     files = [expand_path(path) for path in args.words]
     words = WordSampler(files, **_keywords(WordSampler, "word_options", args.word_options, ["files"]))
+    characters = args.characters or (_frequent_characters(words.words) if args.words else LATIN)
+    faces = find_fonts([expand_path(path) for path in args.fonts], characters, args.font_names)
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
     plain = args.style == "plain"
     options = StyleOptions.plain() if plain else StyleOptions(**_keywords(StyleOptions, "style", args.style))
@@ -162,6 +164,11 @@ def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
     )
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return make, {"inputs": {"ink": [_digest(file.read_bytes()) for file in files]}}
+
+
+def _frequent_characters(words: list[str], count: int = 40) -> str:
+    """What a font must have to be of use for these words."""
+    return "".join(character for character, _ in Counter("".join(words)).most_common(count))
 
 
 def _digest(content: bytes) -> str:
@@ -234,7 +241,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.out is None:
         return
     if args.executor == "none":
-        manifest = write_shards(plan_of(args), args.workers)
+        try:
+            manifest = write_shards(plan_of(args), args.workers)
+        except KeyboardInterrupt:
+            sys.exit(f"stopped; whole shards stay in {args.out}, and the same command goes on from there")
     else:
         try:
             from .cluster import run_tasks
