@@ -322,7 +322,7 @@ class BackgroundPool:
                 self.paths.append(file)
         counts = ", ".join(f"{n} {reason} (as {examples[reason]})" for reason, n in sorted(self.rejected.items()))
         if counts:
-            logger.warning("%d of %d background images are left out: %s", len(examples), len(files), counts)
+            logger.warning("%d of %d background images are left out: %s", self.rejected.total(), len(files), counts)
         if not self.paths:
             where = ", ".join(str(folder) for folder in folders) or "no folder at all"
             raise SynthesisError(
@@ -366,15 +366,15 @@ def _open_reduced(path: str, side: int) -> np.ndarray:
                 if min(image.size) < MIN_SIDE:
                     raise _ImageError(path, "too small")
                 image.draft("RGB", (side, side))  # a JPEG is then decoded at a half, quarter or eighth at once
-                image.thumbnail((side, side), Image.Resampling.BOX if image.mode != "P" else Image.Resampling.NEAREST)
                 image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I;16"):
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 if image.has_transparency_data:
                     image = image.convert("RGBA")
-                    ground = Image.new("RGBA", image.size, "white")
-                    image = Image.alpha_composite(ground, image)
-                return np.array(image.convert("RGB"))
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                image = image.convert("RGB")
+                image.thumbnail((side, side), Image.Resampling.BOX)
+                return np.array(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _ImageError(path, "too large") from None
     except SynthesisError:
