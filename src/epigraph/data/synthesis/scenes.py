@@ -24,13 +24,14 @@ from .glyph_targets import glyph_target
 from .layout import Layout
 from .sampling import StyleOptions, sample_degradation, sample_style
 from .scene_layout import Group, View, set_word, stack, turned, widths
-from .scene_pages import compose_page, draw_plate, multiply, sample_light
+from .scene_pages import compose_page, draw_plate, multiply, sample_light, sample_tone
 from .style import Baseline, Style, check_size
 from .words import WordSampler
 
 MIN_SIDE = 64
 MAX_WORDS = 256
 _CELL = 8  # pixels along the side of a cell of the map of what is taken
+_BUSY = 110  # grey levels between the dark and the bright parts of a wall that nobody writes on without a plate
 _TRIES = 20  # to set a group of words
 _GROUPS = (0.38, 0.24, 0.13, 0.09, 0.07, 0.05, 0.04)  # share of groups of 1, 2, ... words
 
@@ -41,7 +42,8 @@ class SceneOptions:
 
     Attributes:
         style: of the letters; its shares of curves and perspective are not used here.
-        plates: share of groups on a plate of their own.
+        plates: share of groups on a plate of their own; where the wall is too busy all have one. `fascia`: share of
+            the scenes in which the first plate goes on to both sides, as above a shop.
         curved: share of the groups of one line that run along an arc; `turn`: of how many degrees.
         vertical: share of the single words that are columns of upright letters.
         perspective: share of groups seen at an angle; `yaw`, `pitch`, `roll`: standard deviation of that angle, in
@@ -55,7 +57,8 @@ class SceneOptions:
     """
 
     style: StyleOptions = StyleOptions()
-    plates: float = 0.55
+    plates: float = 0.5
+    fascia: float = 0.2
     curved: float = 0.3
     turn: tuple[float, float] = (20.0, 150.0)
     vertical: float = 0.06
@@ -65,10 +68,10 @@ class SceneOptions:
     roll: float = 4.0
     rotated: float = 0.08
     cap: tuple[float, float] = (0.014, 0.17)
-    built: float = 0.7
+    built: float = 0.8
     pool_share: float = 0.5
     ignore_height: float = 8.0
-    ignore_contrast: float = 15.0
+    ignore_contrast: float = 20.0
 
 
 @dataclass
@@ -190,9 +193,9 @@ class SceneGenerator:
             raise SynthesisError(
                 f"none of {self.words_per_scene} words found room on {self.size[0]} x {self.size[1]}."
             )
-        light = sample_light(rng, self.size)
+        light, tone = sample_light(rng, self.size), sample_tone(rng)
         degradation = sample_degradation(rng, self.options.style, 26 * min(self.size) / 512)
-        return self._finish(page, placed, light, degradation, int(rng.integers(2**31)))
+        return self._finish(page, placed, light, tone, degradation, int(rng.integers(2**31)))
 
     def features(self):
         """The `datasets.Features` of `SceneSample.row()`."""
@@ -217,7 +220,7 @@ class SceneGenerator:
     def _group(self, rng: np.random.Generator, count: int) -> Group:
         options, short = self.options, min(self.size)
         face = self.faces[int(rng.random() * len(self.faces))]
-        texts = [self.words.sample(rng, face.characters) for _ in range(count)]
+        texts = _cased(rng, [self.words.sample(rng, face.characters) for _ in range(count)], face)
         low, high = (share * short for share in options.cap)
         cap = low * (high / low) ** float(rng.beta(2.0, 2.6 if count < 3 else 4.0))
         style = self._look(rng, face, cap, None)
@@ -257,19 +260,24 @@ class SceneGenerator:
         options = self.options
         wall = options.yaw * rng.normal(), options.pitch * rng.normal(), options.roll * rng.normal()
         taken = np.zeros((math.ceil(self.size[0] / _CELL), math.ceil(self.size[1] / _CELL)), np.uint8)
+        gray = cv2.resize(cv2.cvtColor(page, cv2.COLOR_RGB2GRAY), taken.shape[::-1], interpolation=cv2.INTER_AREA)
+        moments = cv2.integral2(gray)
         placed = []
         for group in sorted(groups, key=lambda group: -group.size[0] * group.size[1]):
             view = self._view(rng, group, wall)
-            view = _find_room(rng, group, view, taken, self.size)
+            view = _find_room(rng, group, view, taken, None if group.plate else moments, self.size)
             if view is None:
                 continue
-            footprint = view.project(group.board(view))
-            if group.plate:
-                background = group.style.background
-                board = group.board(view)
-                draw_plate(page, rng, footprint, tuple((board[2] - board[0]).tolist()), background)
+            board = group.board(view)
+            footprint = view.project(board)
+            shades = None if group.plate else _shades(page, footprint)
+            if shades is None:
+                if not placed and rng.random() < options.fascia:
+                    board = _along_the_wall(board, view, taken)
+                    footprint = view.project(board)
+                draw_plate(page, rng, footprint, tuple((board[2] - board[0]).tolist()), group.style.background)
             else:
-                self._stand_out(rng, group, page, footprint)
+                self._stand_out(rng, group, shades)
             placed.append((group, view))
         return placed
 
@@ -283,13 +291,8 @@ class SceneGenerator:
         turn = turned(float(np.clip(yaw, -60, 60)), float(np.clip(pitch, -45, 45)), roll)
         return View((0.0, 0.0), 1.0, turn, rng.uniform(0.8, 2.0) * max(self.size), group.curvature)
 
-    def _stand_out(self, rng: np.random.Generator, group: Group, page: np.ndarray, footprint: np.ndarray) -> None:
-        """Give a group without a plate colours that stand out from the wall behind it."""
-        left, top = np.maximum(np.floor(footprint.min(0)), 0).astype(int)
-        right, bottom = np.ceil(footprint.max(0)).astype(int)
-        part = cv2.resize(page[top:bottom, left:right], (8, 8), interpolation=cv2.INTER_AREA).reshape(-1, 3)
-        order = part.astype(int).sum(axis=1).argsort()
-        shades = tuple(tuple(int(v) for v in part[order[k]]) for k in (4, 32, 59))
+    def _stand_out(self, rng: np.random.Generator, group: Group, shades: tuple) -> None:
+        """Give a group without a plate colours that stand out from the shades of the wall behind it."""
         font = group.style.font
         face = next(face for face in self.faces if (face.path, face.index) == (font.path, font.index))
         look = self._look(rng, face, group.cap, Background("gradient", 0, shades))
@@ -298,7 +301,7 @@ class SceneGenerator:
 
     # ---- what it looks like ----
 
-    def _finish(self, page, placed: list[tuple[Group, View]], light, degradation, seed: int) -> SceneSample:
+    def _finish(self, page, placed: list[tuple[Group, View]], light, tone, degradation, seed: int) -> SceneSample:
         image = page.copy()
         mask, effect_mask = np.zeros(self.size, np.uint8), np.zeros(self.size, np.uint8)
         instances = np.zeros(self.size, np.uint16)
@@ -316,6 +319,7 @@ class SceneGenerator:
             faint.append(contrast(image[here][b:d, a:c], drawn.mask[b:d, a:c]) < self.options.ignore_contrast)
         for picture in (image, page):
             multiply(picture, light)
+            cv2.LUT(picture, tone, dst=picture)
         image, erased = degrade([image, page], degradation, seed)
         polygons = [layout.polygon for layout in layouts]
         texts = [word.text for word, _, _ in words]
@@ -341,6 +345,18 @@ class SceneGenerator:
         )
 
 
+def _windows(sums: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Sums of all windows of a size, from an integral image."""
+    return sums[rows:, columns:] + sums[:-rows, :-columns] - sums[rows:, :-columns] - sums[:-rows, columns:]
+
+
+def _cased(rng: np.random.Generator, texts: list[str], face: Face) -> list[str]:
+    """Words of one sign mostly share their case."""
+    change = (str.upper, str.capitalize, str.lower, str)[int(rng.choice(4, p=(0.35, 0.25, 0.08, 0.32)))]
+    changed = [change(text) for text in texts]
+    return [new if face.characters.issuperset(new) else old for new, old in zip(changed, texts)]
+
+
 def _lines(rng: np.random.Generator, texts: list[str]) -> list[list[str]]:
     """Words in reading order, broken into lines."""
     if len(texts) <= 3:
@@ -353,8 +369,11 @@ def _lines(rng: np.random.Generator, texts: list[str]) -> list[list[str]]:
     return lines
 
 
-def _find_room(rng: np.random.Generator, group: Group, view: View, taken: np.ndarray, size) -> View | None:
-    """The view with its centre where nothing stands yet, smaller where there is no room; marks what it takes."""
+def _find_room(rng: np.random.Generator, group: Group, view: View, taken: np.ndarray, moments, size) -> View | None:
+    """The view with its centre where nothing stands yet, smaller where there is no room; marks what it takes.
+
+    With `moments`, sums of the page's grey and squared grey, the calmest of a few places: people write on even walls.
+    """
     height, width = size
     for attempt in range(5):
         smaller = replace(view, scale=view.scale * 0.8**attempt)
@@ -363,14 +382,17 @@ def _find_room(rng: np.random.Generator, group: Group, view: View, taken: np.nda
         rows, columns = math.ceil((high[1] - low[1]) / _CELL) + 1, math.ceil((high[0] - low[0]) / _CELL) + 1
         if rows > height // _CELL or columns > width // _CELL:
             continue
-        sums = cv2.integral(taken)
-        free = sums[rows:, columns:] + sums[:-rows, :-columns] - sums[rows:, :-columns] - sums[:-rows, columns:] == 0
         # The last cells may stick out of the page.
-        free = free[: height // _CELL - rows + 1, : width // _CELL - columns + 1]
+        window = np.s_[: height // _CELL - rows + 1, : width // _CELL - columns + 1]
+        free = _windows(cv2.integral(taken), rows, columns)[window] == 0
         places = np.flatnonzero(free)
         if not len(places):
             continue
-        row, column = divmod(int(places[int(rng.random() * len(places))]), free.shape[1])
+        places = places[(rng.random(1 if moments is None else 6) * len(places)).astype(int)]
+        if moments is not None:
+            mean, square = (_windows(sums, rows, columns)[window].reshape(-1)[places] for sums in moments)
+            places = places[[(square - mean * (mean / (rows * columns))).argmin()]]
+        row, column = divmod(int(places[0]), free.shape[1])
         slack = rng.random(2) * ((columns, rows) - (high - low) / _CELL)
         corner = np.array([column, row]) + slack
         center = corner * _CELL - low
@@ -380,6 +402,28 @@ def _find_room(rng: np.random.Generator, group: Group, view: View, taken: np.nda
         cv2.polylines(taken, [cells], True, 1, 1, cv2.LINE_8, 4)
         return found
     return None
+
+
+def _shades(page: np.ndarray, footprint: np.ndarray) -> tuple | None:
+    """A dark, a middle and a bright colour of the page behind a group; None where it is too busy to write on."""
+    left, top = np.maximum(np.floor(footprint.min(0)), 0).astype(int)
+    right, bottom = np.ceil(footprint.max(0)).astype(int)
+    part = cv2.resize(page[top:bottom, left:right], (12, 12), interpolation=cv2.INTER_AREA).reshape(-1, 3)
+    brightness = part.astype(int).sum(axis=1)
+    order = brightness.argsort()
+    if brightness[order[130]] - brightness[order[13]] > 3 * _BUSY:
+        return None
+    return tuple(tuple(int(v) for v in part[order[k]]) for k in (10, 72, 133))
+
+
+def _along_the_wall(board: np.ndarray, view: View, taken: np.ndarray) -> np.ndarray:
+    """A board that goes on to both sides of its words, as above a shop; marks what it takes."""
+    longer = board.copy()
+    length = 0.9 * (board[1, 0] - board[0, 0])
+    longer[[0, 3], 0] -= length
+    longer[[1, 2], 0] += length
+    cv2.fillConvexPoly(taken, np.round(view.project(longer) / _CELL * 16 - 8).astype(np.int32), 1, cv2.LINE_8, 4)
+    return longer
 
 
 def _moved(layout: Layout, by: tuple[float, float]) -> Layout:
