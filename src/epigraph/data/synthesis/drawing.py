@@ -107,10 +107,10 @@ def degrade(images: Sequence[np.ndarray], degradation: Degradation, seed: int) -
 
 
 def contrast(image: np.ndarray, mask: np.ndarray) -> float:
-    """How far, in grey levels, what lies right around the letters is from their mean, more than they are themselves.
+    """Grey levels between the letters and what lies right around them.
 
-    A dark outline on a bright wall counts in full, though both together may average to the grey of the letters; a
-    busy wall of which the letters have every colour does not count.
+    The difference of their means; or, where it is greater, how much farther the surroundings are from the letters'
+    mean than the letters themselves: a dark outline on a bright wall may average to the grey of the letters.
 
     Args:
         image: (height, width, 3) uint8 RGB.
@@ -119,8 +119,10 @@ def contrast(image: np.ndarray, mask: np.ndarray) -> float:
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     inside = cv2.compare(mask, 0.5 * cv2.minMaxLoc(mask)[1], cv2.CMP_GT)
     around = cv2.compare(cv2.subtract(cv2.dilate(mask, _disc(2)), mask), 127, cv2.CMP_GT)
-    away = cv2.absdiff(gray, (cv2.mean(gray, inside)[0], 0, 0, 0))
-    return cv2.mean(away, around)[0] - cv2.mean(away, inside)[0]
+    level = cv2.mean(gray, inside)[0]
+    away = cv2.absdiff(gray, (level, 0, 0, 0))
+    apart = cv2.mean(away, around)[0] - cv2.mean(away, inside)[0]
+    return max(apart, abs(level - cv2.mean(gray, around)[0]))
 
 
 def _region(style: Style, layout: Layout, size: tuple[int, int]) -> tuple[int, int, int, int]:
