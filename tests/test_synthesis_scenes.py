@@ -1,6 +1,7 @@
 """Scenes: exact labels before degradation, words that stay apart, determinism, and requests that cannot be met."""
 
 import hashlib
+import pickle
 from dataclasses import replace
 
 import cv2
@@ -152,13 +153,19 @@ def test_words_too_small_or_too_faint_are_flagged_and_left_out_of_the_target(wor
 
 
 def test_erased_scenes_are_degraded_alike(words):
-    style = replace(CLEAN.style, noise=1.0, noise_sigma=(12.0, 12.0))
-    make = SceneGenerator([open_face(BUILTIN)], words, SceneOptions(style), (128, 160), 3)
-    scene = make(np.random.default_rng(2))
-    untouched = scene.effect_mask == 0
-    assert (scene.image[untouched] == scene.erased[untouched]).all()
-    plain = SceneGenerator([open_face(BUILTIN)], words, CLEAN, (128, 160), 3)
-    assert scene.erased.astype(float).std() > 0 and plain.size == make.size
+    def scene(sigma):
+        options = SceneOptions(replace(CLEAN.style, noise=1.0, noise_sigma=(sigma, sigma)))
+        return SceneGenerator([open_face(BUILTIN)], words, options, (128, 160), 3)(np.random.default_rng(2))
+
+    noisy, clean = scene(12.0), scene(0.0)
+    untouched = noisy.effect_mask == 0
+    assert (noisy.image[untouched] == noisy.erased[untouched]).all(), "one noise field for both"
+    assert 4 < np.abs(noisy.erased.astype(int) - clean.erased).mean() < 14
+
+
+def test_generators_go_to_other_processes(words):
+    make = pickle.loads(pickle.dumps(SceneGenerator([open_face(BUILTIN)], words, size=(96, 96), words_per_scene=2)))
+    assert make(np.random.default_rng(0)).texts
 
 
 def test_rows_fit_their_features(words):

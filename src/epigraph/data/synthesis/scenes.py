@@ -32,6 +32,7 @@ MIN_SIDE = 64
 MAX_WORDS = 256
 _CELL = 8  # pixels along the side of a cell of the map of what is taken
 _BUSY = 110  # grey levels between the dark and the bright parts of a wall that nobody writes on without a plate
+_UNKNOWN = Background("plain", 0, ((128, 128, 128),))  # behind words whose place is not known yet
 _TRIES = 20  # to set a group of words
 _GROUPS = (0.38, 0.24, 0.13, 0.09, 0.07, 0.05, 0.04)  # share of groups of 1, 2, ... words
 
@@ -223,7 +224,8 @@ class SceneGenerator:
         texts = _cased(rng, [self.words.sample(rng, face.characters) for _ in range(count)], face)
         low, high = (share * short for share in options.cap)
         cap = low * (high / low) ** float(rng.beta(2.0, 2.6 if count < 3 else 4.0))
-        style = self._look(rng, face, cap, None)
+        plate = bool(rng.random() < options.plates)
+        style = self._look(rng, face, cap, None if plate else _UNKNOWN)
         vertical = count == 1 and 1 < len(texts[0]) <= 12 and rng.random() < options.vertical
         if vertical:
             style = replace(style, baseline=Baseline("vertical"), elastic=None)
@@ -244,7 +246,6 @@ class SceneGenerator:
             turn = math.radians(rng.uniform(*options.turn)) * (1 if rng.random() < 0.7 else -1)
             curvature = turn / size[0]
             curvature = float(np.clip(curvature, -1 / (1.3 * size[1]), 1 / (1.3 * size[1])))
-        plate = bool(rng.random() < options.plates)
         border = rng.uniform(0.35, 1.3) if plate else 0.4
         return Group(words, size, style, float(caps.max()), curvature, plate, border)
 
@@ -270,14 +271,15 @@ class SceneGenerator:
                 continue
             board = group.board(view)
             footprint = view.project(board)
-            shades = None if group.plate else _shades(page, footprint)
-            if shades is None:
+            if not group.plate:
+                shades = _shades(page, footprint)
+                group.plate = shades is None
+                self._stand_out(rng, group, shades)
+            if group.plate:
                 if not placed and rng.random() < options.fascia:
                     board = _along_the_wall(board, view, taken)
                     footprint = view.project(board)
                 draw_plate(page, rng, footprint, tuple((board[2] - board[0]).tolist()), group.style.background)
-            else:
-                self._stand_out(rng, group, shades)
             placed.append((group, view))
         return placed
 
@@ -291,11 +293,11 @@ class SceneGenerator:
         turn = turned(float(np.clip(yaw, -60, 60)), float(np.clip(pitch, -45, 45)), roll)
         return View((0.0, 0.0), 1.0, turn, rng.uniform(0.8, 2.0) * max(self.size), group.curvature)
 
-    def _stand_out(self, rng: np.random.Generator, group: Group, shades: tuple) -> None:
-        """Give a group without a plate colours that stand out from the shades of the wall behind it."""
+    def _stand_out(self, rng: np.random.Generator, group: Group, shades: tuple | None) -> None:
+        """Give a group colours that stand out from the shades of the wall behind it, or from those of a new plate."""
         font = group.style.font
         face = next(face for face in self.faces if (face.path, face.index) == (font.path, font.index))
-        look = self._look(rng, face, group.cap, Background("gradient", 0, shades))
+        look = self._look(rng, face, group.cap, shades and Background("gradient", 0, shades))
         names = "fill border shadow extrusion blend opacity background".split()
         group.restyle({name: getattr(look, name) for name in names})
 
@@ -305,7 +307,7 @@ class SceneGenerator:
         image = page.copy()
         mask, effect_mask = np.zeros(self.size, np.uint8), np.zeros(self.size, np.uint8)
         instances = np.zeros(self.size, np.uint16)
-        layouts, faint, words = [], [], [(word, group, view) for group, view in placed for word in group.words]
+        layouts, inks, words = [], [], [(word, group, view) for group, view in placed for word in group.words]
         for index, (word, group, view) in enumerate(words, 1):
             layout = word.seen(view)
             x0, y0, x1, y1 = group.patch(view, self.size)
@@ -315,11 +317,14 @@ class SceneGenerator:
             np.maximum(mask[here], drawn.mask, out=mask[here])
             np.maximum(effect_mask[here], drawn.effect_mask, out=effect_mask[here])
             layouts.append(layout)
-            a, b, c, d = drawn.box
-            faint.append(contrast(image[here][b:d, a:c], drawn.mask[b:d, a:c]) < self.options.ignore_contrast)
+            left, top, right, bottom = drawn.box
+            place = np.s_[y0 + top : y0 + bottom, x0 + left : x0 + right]
+            inks.append((place, drawn.mask[top:bottom, left:right]))
+        light = cv2.resize(light, self.size[::-1], interpolation=cv2.INTER_LINEAR)
         for picture in (image, page):
             multiply(picture, light)
             cv2.LUT(picture, tone, dst=picture)
+        faint = [contrast(image[place], ink) < self.options.ignore_contrast for place, ink in inks]
         image, erased = degrade([image, page], degradation, seed)
         polygons = [layout.polygon for layout in layouts]
         texts = [word.text for word, _, _ in words]
