@@ -51,7 +51,7 @@ class StyleOptions:
         blur, motion, resample, noise, jpeg: shares of degradations.
         contrast: grey levels between letters and background.
         arc: rise as a share of the canvas's height; `wave_amplitude` the same.
-        corner_y, corner_x: how far a corner of the canvas moves inwards, as a share of height and of width.
+        corner_y, corner_x: how far a corner of the canvas moves inwards at most, as a share of height and of width.
         blur_sigma, motion_length: pixels for each 32 pixels of canvas height.
         backgrounds: relative frequency of the painted kinds of background.
         pool_share: share of backgrounds from the pool of images, where one is given.
@@ -77,15 +77,15 @@ class StyleOptions:
     resample: float = 0.3
     noise: float = 0.4
     jpeg: float = 0.75
-    height: Range = (0.62, 1.0)
+    height: Range = (0.7, 1.0)
     spacing: Range = (0.02, 0.2)
     stroke: Range = (0.01, 0.035)
     contrast: Range = (45.0, 210.0)
-    arc: Range = (0.08, 0.4)
+    arc: Range = (0.08, 0.36)
     wave_amplitude: Range = (0.03, 0.1)
     elastic_amplitude: Range = (0.01, 0.03)
-    corner_y: Range = (0.0, 0.24)
-    corner_x: Range = (0.0, 0.05)
+    corner_y: Range = (0.0, 0.34)
+    corner_x: Range = (0.0, 0.06)
     border_width: Range = (0.05, 0.13)
     shadow_offset: Range = (0.04, 0.13)
     extrusion_depth: Range = (0.06, 0.2)
@@ -178,9 +178,7 @@ def _between(rng: np.random.Generator, limits: Range) -> float:
 def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, texts: Sequence[str]) -> dict:
     height, width = size
     align = 0.5 + 0.5 * (rng.random() - rng.random())
-    values = {"margin": round(_between(rng, (0.02, 0.08)), 3), "align": round(align, 3)}
-    if rng.random() < options.perspective:
-        values["corners"] = _corners(rng, options)
+    values = {"margin": round(_between(rng, (0.01, 0.06)), 3), "align": round(align, 3)}
     if rng.random() < options.elastic:
         phases = tuple(round(math.tau * rng.random(), 3) for _ in range(4))
         values["elastic"] = Elastic(
@@ -195,6 +193,8 @@ def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, tex
         values["stroke"] = round(_between(rng, options.stroke), 3)
     vertical = height > 1.5 * width and rng.random() < options.vertical
     values["baseline"] = line = _baseline(rng, options, vertical)
+    if rng.random() < options.perspective:
+        values["corners"] = _corners(rng, options, line.kind in ("arc", "wave"))
     top, bottom, length, shortest = _extent(face, texts, vertical, values.get("spacing", 0.0), glyph_size(min(size)))
     elastic = values["elastic"].amplitude if "elastic" in values else 0.0
     free = height * (1 - 2 * values["margin"] - 2 * elastic)
@@ -223,15 +223,23 @@ def _font_size(cap: float, height: int) -> float:
     return min(max(round(cap / height, 4), 0.001), 1.0)
 
 
-def _corners(rng: np.random.Generator, options: StyleOptions) -> tuple[tuple[float, float], ...]:
-    """The four corners of the canvas, each moved inwards, most often such that the word only leans."""
-    lean = rng.random() < 0.5
-    ys = [_between(rng, options.corner_y) for _ in range(4)]
-    if lean:  # top left with bottom right stay where they are, or the other two: a turned word
-        kept = int(rng.random() * 2)
-        ys[kept], ys[kept + 2] = 0.15 * ys[kept], 0.15 * ys[kept + 2]
+def _corners(rng: np.random.Generator, options: StyleOptions, curved: bool) -> tuple[tuple[float, float], ...]:
+    """The corners of the canvas, moved inwards, but on every side one of the two stays: the word loses no more room.
+
+    Curved words, which need the height, are moved by half.
+    """
+    low, high = options.corner_y
+    ys = [_between(rng, (low, high * (0.5 if curved else 1.0))) for _ in range(4)]
+    if rng.random() < 0.5:  # the same slope above and below: a word that leans rather than one that recedes
+        ys[2], ys[3] = ys[0], ys[1]
     xs = [_between(rng, options.corner_x) for _ in range(4)]
-    corners = (xs[0], ys[0]), (1 - xs[1], ys[1]), (1 - xs[2], 1 - ys[2]), (xs[3], 1 - ys[3])
+    top, right, bottom, left = min(ys[:2]), min(xs[1:3]), min(ys[2:]), min(xs[0], xs[3])
+    corners = (
+        (xs[0] - left, ys[0] - top),
+        (1 - xs[1] + right, ys[1] - top),
+        (1 - xs[2] + right, 1 - ys[2] + bottom),
+        (xs[3] - left, 1 - ys[3] + bottom),
+    )
     return tuple((round(x, 4), round(y, 4)) for x, y in corners)
 
 
