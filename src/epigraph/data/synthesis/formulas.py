@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..latex import LatexError, Symbol, normalise, parse, write
-from .fonts import SynthesisError
+from .fonts import Face, SynthesisError
 from .formula_ink import InkSet
 from .formula_layout import FENCES, KIND, FormulaLayout, Pen
 
@@ -112,7 +112,8 @@ class FormulaCorpus:
         self.formulas: list[list[Symbol]] = []
         counts: Counter[str] = Counter()
         tokens_of = []
-        for number, caption in enumerate(dict.fromkeys(captions)):
+        times = []
+        for number, (caption, count) in enumerate(Counter(captions).items()):
             if number >= MAX_CAPTIONS:
                 break
             try:
@@ -122,12 +123,13 @@ class FormulaCorpus:
             if tokens and len(tokens) <= max_length and known.issuperset(tokens):
                 self.formulas.append(parse(tokens))
                 tokens_of.append(set(tokens))
-                counts.update(tokens)
+                times.append(count)
+                counts.update({token: count * among for token, among in Counter(tokens).items()})
         if not self.formulas:
             raise ValueError("the corpus has no formula that is well-formed, short enough and writable with this ink.")
         self.weights = TokenWeights(counts, known, rare)
         rarest = np.array([min(counts[token] for token in tokens) for tokens in tokens_of], float)
-        chances = (1000.0 / np.minimum(rarest, 1000.0)) ** rare
+        chances = np.array(times) ** (1.0 - rare) * (1000.0 / np.minimum(rarest, 1000.0)) ** rare
         self.limits = np.cumsum(chances / chances.sum())
         self.parts: dict[tuple[str, str], list[list[Symbol]]] = defaultdict(list)
         for formula in self.formulas:
@@ -184,8 +186,8 @@ class FormulaCorpus:
                 name = _CLASS.get(label)
                 if name in _NAMED and rename:
                     if label not in renamed:
-                        new = self.weights.draw(name, rng)
-                        renamed[label] = label if new in taken or new is None else new
+                        drawn = (self.weights.draw(name, rng) for _ in range(8))
+                        renamed[label] = next((new for new in drawn if new and new not in taken), label)
                         taken.add(renamed[label])
                     label = renamed[label]
                 elif name is not None and name not in _NAMED and rng.random() < single:
@@ -266,7 +268,7 @@ class FormulaGrammar:
         raise SynthesisError(f"no formula fits {self.max_length} tokens of these {len(self.known)}; allow more.")
 
     def _formula(self, rng: np.random.Generator, depth: int) -> str:
-        kind = rng.choice(6, p=_normal([4, 5, 1, 1, 2 * self.rare, 0.6]))
+        kind = rng.choice(6, p=_normal([4, 5, 0.4, 1, 2 * self.rare, 0.6]))
         if kind == 0:
             return self._sum(rng, depth)
         if kind == 1:
@@ -496,6 +498,34 @@ class FormulaGenerator:
     def features(self):
         """The `datasets.Features` of `FormulaSample.row()`."""
         return FormulaSample.features()
+
+    @classmethod
+    def from_fonts(
+        cls,
+        faces: Sequence[Face] = (),
+        captions: Iterable[str] | None = None,
+        grammar: float = 0.25,
+        max_length: int = 45,
+        rare: float = 0.3,
+    ) -> FormulaGenerator:
+        """Formulas without an ink set, written with the skeletons of fonts; arguments as `from_ink`.
+
+        Args:
+            faces: as `FontHands` takes them, by default Pillow's own font.
+            captions: labels to vary; without them all come from the grammar.
+            grammar: share of formulas that come from the grammar where there are captions, 0..1.
+            max_length: most tokens of a formula.
+            rare: how much rare tokens are favoured, 0..1.
+        """
+        from .formula_fonts import FontHands
+
+        hands = FontHands(faces)
+        rules = FormulaGrammar(hands.tokens, max_length, rare)
+        if captions is None:
+            return cls(hands.pen, rules)
+        return cls(
+            hands.pen, [FormulaCorpus(captions, hands.tokens, max_length, rare), rules], [1.0 - grammar, grammar]
+        )
 
     def __call__(self, rng: np.random.Generator) -> FormulaSample:
         """Draw a formula and write it.
