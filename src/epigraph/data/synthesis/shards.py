@@ -373,8 +373,9 @@ def _write_in_processes(plan: ShardPlan, missing: list[int], workers: int, bar) 
         while pending:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             counted = counter.value
-            bar.update(counted - shown)
-            shown = counted
+            if counted > shown:  # an update by nothing would print the bar again
+                bar.update(counted - shown)
+                shown = counted
             for future in done:
                 future.result()
     except BrokenProcessPool:
