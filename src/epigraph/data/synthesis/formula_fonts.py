@@ -96,6 +96,8 @@ class FontPen:
             SynthesisError: no face has it.
         """
         text = token[1:] if token in _WORDS else _CHARACTERS.get(token, token)
+        if len(token) == 1 and not any(text in face.characters for face in self.faces):
+            text = token  # a hyphen where there is no minus
         needed = {*text, "0"}  # the digit gives the size
         face = next((face for face in self.faces if needed <= face.characters), None)
         if face is None or (token.startswith("\\") and text == token):

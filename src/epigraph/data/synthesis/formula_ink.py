@@ -345,7 +345,7 @@ class InkPen:
         self.levels: dict[str, float] = {}
         self.hands = list(rng.choice(ink.writers, size=2, p=ink.shares / ink.shares.sum())) if ink.writers else []
         self.writer = self.hands[0] if self.hands else ""
-        self.three_dots = bool(rng.random() < 0.5)
+        self.three_dots = bool(rng.random() < 0.5 or r"\cdots" not in ink.glyphs) and r"\cdot" in ink.glyphs
 
     def glyph(self, token: str) -> Glyph:
         """As `Pen.glyph`."""
