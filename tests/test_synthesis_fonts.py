@@ -94,7 +94,7 @@ def _picture(line, height=200, width=1200, x=60, y=120):
 
 
 def test_built_in_font_draws_latin():
-    (face,) = find_fonts([BUILTIN])
+    (face,) = find_fonts(BUILTIN)
     assert face.path == BUILTIN and face == open_face(BUILTIN)
     assert face.characters >= set(string.ascii_letters + string.digits)
     assert len(face.digest) == 16

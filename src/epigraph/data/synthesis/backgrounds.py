@@ -296,7 +296,7 @@ class BackgroundPool:
     images is served from memory, a larger one costs a file read per sample.
 
     Args:
-        folders: searched with their subfolders; single files are taken too.
+        folders: one or more, searched with their subfolders; single images are taken too.
 
     Attributes:
         paths: of the images, sorted.
@@ -306,7 +306,7 @@ class BackgroundPool:
         SynthesisError: a folder does not exist, or no file is of use.
     """
 
-    def __init__(self, folders: Sequence[str | Path]):
+    def __init__(self, folders: str | Path | Sequence[str | Path]):
         if isinstance(folders, (str, Path)):
             folders = [folders]
         self.paths: list[str] = []

@@ -77,22 +77,24 @@ class Face:
     digest: str
 
 
-def find_fonts(folders: Sequence[str | Path] = (), characters: str = LATIN, names: Sequence[str] = ()) -> list[Face]:
+def find_fonts(
+    folders: str | Path | Sequence[str | Path] = (), characters: Iterable[str] = LATIN, names: str | Sequence[str] = ()
+) -> list[Face]:
     """The faces that have all `characters`, sorted by name and digest: the same fonts give the same list anywhere.
 
     Unreadable files, symbol fonts, bitmap fonts and faces whose letters come out empty are counted in one log line.
 
     Args:
-        folders: searched with their subfolders for otf, ttf, ttc, woff and woff2; single files and `BUILTIN` are
-            taken too. Without any: the folders of the system and of the user.
+        folders: one or more, searched with their subfolders for otf, ttf, ttc, woff and woff2; font files and
+            `BUILTIN` are taken too. Without any: the folders of the system and of the user.
         characters: every one of them must be drawn.
         names: if given, only faces whose name contains one of these, in any case.
 
     Raises:
         FontError: a folder does not exist, or no face is left.
     """
-    if isinstance(folders, (str, Path)) or isinstance(names, str):
-        raise FontError("folders and names are lists; put the single one in brackets.")
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
+    names = [names] if isinstance(names, str) else names
     files = sorted({file for folder in folders or system_folders() for file in _files(folder, bool(folders))})
     wanted = frozenset(characters)
     faces, left_out = {}, Counter()
@@ -183,7 +185,8 @@ def _files(folder: str | Path, given: bool) -> Iterator[str]:
 def _nothing_found(folders, characters: str, names, files: int, counts: str) -> str:
     where = ", ".join(str(folder) for folder in folders) or "the system's font folders"
     wish = f" whose name has {' or '.join(names)}" if names else ""
-    shown = characters if len(characters) <= 70 else f"{characters[:70]}..."
+    shown = "".join(characters)
+    shown = shown if len(shown) <= 70 else f"{shown[:70]}..."
     return (
         f"no font{wish} with all of {shown!r} was found in {where} ({files} font files; left out: "
         f"{counts or 'none'}); "

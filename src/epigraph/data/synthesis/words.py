@@ -66,7 +66,7 @@ class WordSampler:
 
     def __init__(
         self,
-        files: Sequence[str | Path] = (),
+        files: str | Path | Sequence[str | Path] = (),
         numbers: float = 0.1,
         rare: float = 0.1,
         punctuation: float = 0.05,
