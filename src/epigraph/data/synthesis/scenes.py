@@ -25,6 +25,7 @@ from .layout import Layout
 from .sampling import StyleOptions, sample_degradation, sample_style
 from .scene_layout import Group, View, set_word, stack, turned, widths
 from .scene_pages import compose_page, draw_plate, multiply, sample_light, sample_tone
+from .shaping import shape
 from .style import Baseline, Style, check_size
 from .words import WordSampler
 
@@ -227,8 +228,9 @@ class SceneGenerator:
         plate = bool(rng.random() < options.plates)
         style = self._look(rng, face, cap, None if plate else _UNKNOWN)
         vertical = count == 1 and 1 < len(texts[0]) <= 12 and rng.random() < options.vertical
-        if vertical:
+        if vertical and not shape(face.path, face.index, texts[0], 64).sliced:  # letters that join make no column
             style = replace(style, baseline=Baseline("vertical"), elastic=None)
+        vertical = style.baseline.kind == "vertical"
         lines = _lines(rng, texts)
         caps = np.full(len(lines), cap)
         reach = np.array([sum(widths(style, line)) + 0.45 * (len(line) - 1) for line in lines])  # in cap heights
@@ -245,7 +247,7 @@ class SceneGenerator:
         if len(lines) == 1 and not vertical and size[0] > 2.5 * size[1] and rng.random() < options.curved:
             turn = math.radians(rng.uniform(*options.turn)) * (1 if rng.random() < 0.7 else -1)
             curvature = turn / size[0]
-            curvature = float(np.clip(curvature, -1 / (1.3 * size[1]), 1 / (1.3 * size[1])))
+            curvature = float(np.clip(curvature, -0.5 / size[1], 0.5 / size[1]))
         border = rng.uniform(0.35, 1.3) if plate else 0.4
         return Group(words, size, style, float(caps.max()), curvature, plate, border)
 
