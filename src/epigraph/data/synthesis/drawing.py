@@ -67,7 +67,7 @@ def draw(patch: np.ndarray, style: Style, text: str, layout: Layout | None = Non
     planes += (fill - planes) * (ink * np.float32(style.opacity / 255))
     if patch.dtype == np.uint8:
         planes = np.rint(planes, out=planes).astype(np.uint8)
-    part[:] = planes.transpose(1, 2, 0)
+    part[:] = cv2.merge(list(planes))
     effect_mask = np.zeros(size, np.uint8)
     effect_mask[y0:y1, x0:x1] = covered
     return Drawn(mask, effect_mask, char_map, layout.char_quads, layout.polygon, box)

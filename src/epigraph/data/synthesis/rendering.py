@@ -218,10 +218,10 @@ def _compose(style: Style, texts: list[str]) -> WordSample:
     return WordSample(
         images,
         background,
-        np.stack([word.mask for word in words]),
-        np.stack([word.effect_mask for word in words]),
+        np.array([word.mask for word in words]),
+        np.array([word.effect_mask for word in words]),
         glyphs,
-        np.stack([word.char_map for word in words]),
+        np.array([word.char_map for word in words]),
         [word.char_quads for word in words],
         [word.polygon for word in words],
         texts,
@@ -240,7 +240,7 @@ def _degraded(sample: WordSample) -> WordSample:
     *images, background = drawing.degrade(
         [*sample.images, sample.background], sample.style.degradation, sample.style.seed
     )
-    return replace(sample, images=np.stack(images), background=background)
+    return replace(sample, images=np.array(images), background=background)
 
 
 def _png(image: np.ndarray) -> dict:

@@ -63,7 +63,7 @@ class StyleOptions:
     perspective: float = 0.4
     elastic: float = 0.12
     spaced: float = 0.25
-    stroked: float = 0.12
+    stroked: float = 0.1
     filled: float = 0.75
     gradient: float = 0.15
     texture: float = 0.15
@@ -79,7 +79,7 @@ class StyleOptions:
     jpeg: float = 0.75
     height: Range = (0.7, 1.0)
     spacing: Range = (0.02, 0.2)
-    stroke: Range = (0.01, 0.035)
+    stroke: Range = (0.012, 0.03)
     contrast: Range = (45.0, 210.0)
     arc: Range = (0.08, 0.36)
     wave_amplitude: Range = (0.03, 0.1)
