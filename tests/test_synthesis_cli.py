@@ -64,6 +64,18 @@ def test_every_kind_is_written_and_read_again(kind, words, tmp_path, monkeypatch
     assert load_dataset(str(tmp_path / "tar"), split="train", cache_dir=str(tmp_path / "cache")).num_rows == len(rows)
 
 
+def test_formulas_are_read_as_the_formula_schema(tmp_path):
+    from epigraph.data.readers import load_formulas
+
+    out = tmp_path / "out"
+    recipe.main(
+        ["--kind", "formulas", "--fonts", "built-in", "--num_samples", "3", "--workers", "1", "--out", str(out)]
+    )
+    rows = load_formulas(out, "train")
+    make = recipe.build(recipe.SynthesisArguments(kind="formulas", fonts=["built-in"]))[0]
+    assert rows["text"][:] == [sample.text for sample in SynthesisDataset(make, 3)] and rows[0]["strokes"]
+
+
 def test_recipe_file_and_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("LISTS", str(tmp_path))
     file = tmp_path / "recipe.yaml"
@@ -97,7 +109,7 @@ def test_recipe_file_and_command_line(tmp_path, monkeypatch):
         (["--out", "x", "--fonts", "gone"], "gone"),
         (["--out", "x", "--backgrounds", "${NOWHERE}"], "NOWHERE is not set"),
         (["--out", "x", "--num_samples", "0"], "num_samples"),
-        (["--out", "x", "--kind", "formulas"], "needs ink"),
+        (["--out", "x", "--kind", "formulas", "--ink", "gone.parquet"], "gone.parquet"),
         (["--recipe", "gone.yaml", "--out", "x"], "gone.yaml: cannot be read"),
         (["--preview", "x.png", "--count", "0"], "1 to 200 samples, not 0"),
     ],

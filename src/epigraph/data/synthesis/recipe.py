@@ -61,7 +61,7 @@ class SynthesisArguments:
     style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}; or plain: no effect.'})
     scene: str = field(default="{}", metadata={"help": 'Of SceneOptions, as {"plates": 0.3}. For kind scenes.'})
     ink: str | None = field(
-        default=None, metadata={"help": "Formulas with segmented symbols whose strokes are used. For kind formulas."}
+        default=None, metadata={"help": "For kind formulas: segmented formulas whose strokes are used; else fonts."}
     )
     generator: str = field(default="{}", metadata={"help": "Further arguments of the kind's generator."})
     seed: int = field(default=0, metadata={"help": "Other seeds give other samples."})
@@ -157,7 +157,12 @@ def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
     from .formulas import FormulaGenerator
 
     if args.ink is None:
-        raise RecipeError("kind formulas needs ink: formulas with segmented symbols, as docs/synthesis.md describes.")
+        known = bool(args.fonts or args.font_names)
+        faces = find_fonts([expand_path(path) for path in args.fonts], names=args.font_names) if known else ()
+        make = FormulaGenerator.from_fonts(
+            faces, **_keywords(FormulaGenerator.from_fonts, "generator", args.generator, ["faces"])
+        )
+        return make, {"inputs": {"fonts": [f"{face.name} {face.digest}" for face in faces]}}
     path = expand_path(args.ink)
     make = FormulaGenerator.from_ink(
         path, **_keywords(FormulaGenerator.from_ink, "generator", args.generator, ["path"])
