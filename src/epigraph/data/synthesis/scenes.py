@@ -34,6 +34,7 @@ MAX_WORDS = 256
 _CELL = 8  # pixels along the side of a cell of the map of what is taken
 _BUSY = 110  # grey levels between the dark and the bright parts of a wall that nobody writes on without a plate
 _UNKNOWN = Background("plain", 0, ((128, 128, 128),))  # behind words whose place is not known yet
+_LEAST_CAP = 6.0  # pixels: what small pages get, where the shares of the options could not be drawn
 _TRIES = 20  # to set a group of words
 _GROUPS = (0.38, 0.24, 0.13, 0.09, 0.07, 0.05, 0.04)  # share of groups of 1, 2, ... words
 
@@ -223,7 +224,7 @@ class SceneGenerator:
         options, short = self.options, min(self.size)
         face = self.faces[int(rng.random() * len(self.faces))]
         texts = _cased(rng, [self.words.sample(rng, face.characters) for _ in range(count)], face)
-        low, high = (share * short for share in options.cap)
+        low, high = (max(share * short, _LEAST_CAP) for share in options.cap)
         cap = low * (high / low) ** float(rng.beta(2.0, 2.6 if count < 3 else 4.0))
         plate = bool(rng.random() < options.plates)
         style = self._look(rng, face, cap, None if plate else _UNKNOWN)
