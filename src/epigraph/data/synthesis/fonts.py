@@ -132,7 +132,7 @@ def open_face(path: str | Path, index: int = 0) -> Face:
     return faces[0]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def load_font(path: str, index: int, size: int, raqm: bool) -> ImageFont.FreeTypeFont:
     """Pillow's font at `size` pixels per em, shaped by raqm or by Pillow's basic layout, which is faster.
 

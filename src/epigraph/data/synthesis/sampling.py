@@ -45,7 +45,8 @@ class StyleOptions:
         vertical: share of columns of upright letters, on canvases over 1.5 times as high as wide.
         perspective, elastic: share of bent words.
         spaced, stroked: share with letters set apart or emboldened.
-        filled: share of words whose ink fills the canvas; `height`: part of the free height that ink takes.
+        filled: share of words whose ink fills the canvas, `width` of the free width; `height`: part of the free
+            height that ink takes.
         gradient, texture: share of letters that are filled with these.
         border, shadow, extrusion, blend, opacity: shares of effects.
         blur, motion, resample, noise, jpeg: shares of degradations.
@@ -78,6 +79,7 @@ class StyleOptions:
     noise: float = 0.4
     jpeg: float = 0.75
     height: Range = (0.7, 1.0)
+    width: Range = (0.85, 1.0)
     spacing: Range = (0.02, 0.2)
     stroke: Range = (0.012, 0.03)
     contrast: Range = (45.0, 210.0)
@@ -99,13 +101,14 @@ class StyleOptions:
 
     @classmethod
     def plain(cls) -> "StyleOptions":
-        """Clean straight words on one colour, without any effect and degradation."""
+        """Clean straight words on one colour that fill the canvas, without any effect and degradation."""
         shares = (
             "curve vertical perspective elastic spaced stroked gradient texture border shadow extrusion blend opacity "
             "blur motion resample noise jpeg"
         )
         off = dict.fromkeys(shares.split(), 0.0)
-        return cls(**off, height=(0.6, 0.8), contrast=(110.0, 230.0), backgrounds={"plain": 1.0}, filled=0.0)
+        ink = {"filled": 1.0, "height": (0.7, 0.9), "width": (1.0, 1.0), "contrast": (110.0, 230.0)}
+        return cls(**off, **ink, backgrounds={"plain": 1.0})
 
 
 DEFAULTS = StyleOptions()
@@ -210,7 +213,7 @@ def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, tex
     natural = length * em / max(along, 1.0)
     if rng.random() < options.filled:
         free_share = max(along, 1.0) / (shortest * em)
-        values["max_stretch"] = round(min(max(_between(rng, (0.85, 1.0)) * free_share, 1.0), 2.6), 3)
+        values["max_stretch"] = round(min(max(_between(rng, options.width) * free_share, 1.0), 2.6), 3)
     # Short words use only the middle of an arc: without this they would stand too high.
     covered = min(natural * max(values.get("max_stretch", 1.0), 1.0), 1.0)
     sag = 0.5 * line.amplitude * (1 - covered**2) if line.kind == "arc" else 0.0
