@@ -1,7 +1,7 @@
 """What `scripts/benchmark.py synthesis` measures: samples per CPU second of one core, and how rich they are.
 
-Samples are the shipped default style with all labels. The first round fills the caches and is thrown away; then the
-best of three rounds counts, each of samples that no round before it had. Shares of effects are counted from the style
+Samples are the shipped default style with all labels. The first rounds fill the caches (glyphs of some hundred faces)
+and are thrown away; then the best of three rounds counts, each of samples that no round before it had. Shares of effects are counted from the style
 records of the very samples that were timed.
 """
 
@@ -30,6 +30,7 @@ from epigraph.data.synthesis import (
     sample_style,
 )
 
+WARM_UP = 4  # rounds
 ROUNDS = 3
 SIZES = {"pairs_32x128": (32, 128), "pairs_64x256": (64, 256), "scenes_512": (512, 512)}
 SAMPLES = {"pairs_32x128": 600, "pairs_64x256": 300, "scenes_512": 60, "formulas": 200}  # of a round
@@ -45,12 +46,13 @@ class Measured:
     """
 
     def __init__(self, name: str, make, samples: int):
-        self.dataset = SynthesisDataset(make, (ROUNDS + 2) * samples)
+        self.dataset = SynthesisDataset(make, (WARM_UP + ROUNDS + 1) * samples)
         self.name, self.samples = name, samples
         self.effects, self.words = Counter(), 0
-        self.timed_round(0)
+        for number in range(WARM_UP):
+            self.timed_round(number)
         self.dataset.rejected.clear()
-        rounds = [self.timed_round(number) for number in range(1, ROUNDS + 1)]
+        rounds = [self.timed_round(number) for number in range(WARM_UP, WARM_UP + ROUNDS)]
         self.rate = samples / min(seconds for seconds, _ in rounds)
         self.rejected = self.dataset.rejected.total()
         for texts, style in (label for _, labels in rounds for label in labels):
@@ -77,7 +79,8 @@ class Measured:
     def print_profile(self) -> None:
         """Where the time of one more round goes: the 25 dearest functions."""
         profile = cProfile.Profile(time.process_time)
-        for index in range((ROUNDS + 1) * self.samples, (ROUNDS + 2) * self.samples):
+        last = (WARM_UP + ROUNDS) * self.samples
+        for index in range(last, last + self.samples):
             profile.runcall(self.dataset.__getitem__, index)
         print(f"\n{self.name}: {self.samples} samples")
         pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(25)

@@ -227,6 +227,7 @@ def test_benchmark_rows_are_counted_from_the_timed_samples(monkeypatch, capsys, 
     import benchmark_synthesis as benchmark
 
     monkeypatch.setattr(benchmark, "SAMPLES", {"pairs_32x128": 12, "pairs_64x256": 8, "scenes_512": 1})
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
     monkeypatch.setattr(benchmark, "faces", lambda: [benchmark.open_face(benchmark.BUILTIN)])
     sampler = benchmark.WordSampler([words[words.index("--words") + 1]])
     monkeypatch.setattr(benchmark, "WordSampler", lambda: sampler)
