@@ -1,8 +1,8 @@
 """What `scripts/benchmark.py synthesis` measures: samples per CPU second of one core, and how rich they are.
 
 Samples are the shipped default style with all labels. The first rounds fill the caches (glyphs of some hundred faces)
-and are thrown away; then the best of three rounds counts, each of samples that no round before it had. Shares of effects are counted from the style
-records of the very samples that were timed.
+and are thrown away; then the best of three rounds counts, each of samples that no round before it had. Shares of
+effects are counted from the style records of the very samples that were timed.
 """
 
 import cProfile

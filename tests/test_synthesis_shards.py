@@ -1,4 +1,4 @@
-"""Shards: what libraries read in them, that they are the same however they were made, and that a kill costs nothing."""
+"""Shards: what libraries read in them, that they are the same however made, and that a kill costs nothing."""
 
 import json
 import os
