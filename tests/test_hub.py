@@ -162,20 +162,20 @@ def test_every_results_file_has_its_table(published, no_hub):
     assert len(ModelCard(rendered).data.eval_results) == 4
 
 
-def test_changed_images_and_earlier_weights_stand_beside_but_not_in_the_model_index(published, tmp_path):
+def test_changed_images_and_other_weights_stand_beside_but_not_in_the_model_index(published, tmp_path):
     model_dir, card, results = published
     found = json.loads(results.read_text())
     inverted = {**found, "rows": [{**row, "variant": "inverted", "value": 0.25} for row in found["rows"]]}
     results.with_name("tiny-hme.inverted.json").write_text(json.dumps(inverted))
-    (results.parent / "earlier").mkdir()
+    (results.parent / "other").mkdir()
     before = {**found, "weights_sha256": "1" * 64, "rows": [{**row, "value": 0.0625} for row in found["rows"]]}
-    (results.parent / "earlier" / "tiny-hme.json").write_text(json.dumps(before))
-    files, earlier = cards.results_files("tiny-hme", results.parent), cards.earlier_files("tiny-hme", results.parent)
-    rendered = cards.render_card(card, files, model_dir, earlier=earlier)
+    (results.parent / "other" / "tiny-hme.first.ink.json").write_text(json.dumps(before))
+    files, others = cards.results_files("tiny-hme", results.parent), cards.other_files("tiny-hme", results.parent)
+    rendered = cards.render_card(card, files, model_dir, others=others)
     assert "| data | split | images | protocol | n |" in rendered
     assert "| made-up | test | as they are | standard | 8 | 12.50 % | 50.00 % |" in rendered
     assert "| made-up | test | inverted | standard | 8 | 25.00 % | 25.00 % |" in rendered
-    assert "| made-up | test | standard | 8 | 6.25 % | 6.25 % |" in rendered and "1" * 64 in rendered
+    assert "| first | made-up | test | standard | 8 | 6.25 % | 6.25 % |" in rendered and "1" * 64 in rendered
     assert {row.metric_value for row in ModelCard(rendered).data.eval_results} == {0.125, 0.5}
 
 

@@ -3,8 +3,9 @@
 A card has front matter in YAML and two empty blocks, `<!-- results -->` and `<!-- curve -->`, filled from
 `model_cards/results/<name>.json` and from what lies in the model folder. No number is ever typed into a card. A model
 that was measured on several data sets has a file for each, the others named `<name>.<data>.json`; what was measured of
-earlier weights lies beside them in `earlier`. What scripts/adapt_writers.py measured stands in `<name>.writers.json`
-and fills the block `<!-- writers -->`, where a card has one.
+other weights, earlier ones or an ablation's, lies beside them in `other` as `<name>.<which>.<data>.json`. What
+scripts/adapt_writers.py measured stands in `<name>.writers.json` and fills the block `<!-- writers -->`, where a card
+has one.
 """
 
 import hashlib
@@ -141,13 +142,16 @@ def shown(metric: str, value: float) -> str:
 def metrics_table(results: dict) -> str:
     """Markdown: a line per (source, split, variant, protocol), a column per metric, in the order of the results' rows.
 
-    How images were changed before they were read stands in a column of its own, where any were, after the others.
+    How images were changed before they were read stands in a column of its own, where any were, after the others;
+    so does, in front, which weights were measured, where rows say it.
     """
     rows = sorted(results["rows"], key=lambda row: bool(row.get("variant")))
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     names = {"source": "data", "split": "split", "variant": "images", "protocol": "protocol", "n": "n"}
     if not any(row.get("variant") for row in rows):
         names.pop("variant")
+    if any(row.get("weights") for row in rows):
+        names = {"weights": "weights", **names}
     lines = {}
     for row in rows:
         key = tuple(str(row.get(name) or ("as they are" if name == "variant" else "")) for name in names)
@@ -178,18 +182,16 @@ def reliability_table(results: dict) -> str:
     return "\n".join(table)
 
 
-def results_section(measured: list[dict], earlier: list[dict] = ()) -> str:
+def results_section(measured: list[dict], others: list[tuple[str, dict]] = ()) -> str:
     """Everything that evaluation measured, with the commands, weights, data and versions that produced it.
 
-    The scores' table is that of the first results; `earlier` are results of other weights on the same data.
+    The scores' table is that of the first results; `others` are results of other weights, each with their name.
     """
     parts = [metrics_table({"rows": [row for results in measured for row in results["rows"]]})]
-    if earlier:
-        parts.append("The same of earlier weights:")
-        weights = list(dict.fromkeys(results["weights_sha256"] for results in earlier))
-        for sha256 in weights:
-            rows = [row for results in earlier if results["weights_sha256"] == sha256 for row in results["rows"]]
-            parts += [metrics_table({"rows": rows}), f"Weights sha256 `{sha256}`."]
+    if others:
+        rows = [{**row, "weights": which} for which, results in others for row in results["rows"]]
+        digests = {which: f"{which} `{results['weights_sha256']}`" for which, results in others}
+        parts += [f"Other weights (sha256: {', '.join(digests.values())}):", metrics_table({"rows": rows})]
     parts.append(reliability_table(measured[0]))
     commands = "\n".join(results["command"] for results in measured)
     data = ", ".join(dict.fromkeys(f"`{results['data_sha256']}`" for results in measured))
@@ -238,9 +240,9 @@ def results_files(name: str, folder: str | Path = "model_cards/results") -> list
     return [Path(folder) / f"{name}.json", *others]
 
 
-def earlier_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
-    """What was measured of earlier weights of that model: the same file names in the folder `earlier`."""
-    return sorted(Path(folder, "earlier").glob(f"{name}.*json"))
+def other_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
+    """What was measured of other weights of the model called `name`: `other/<name>.<which>[.<data>].json`."""
+    return sorted(Path(folder, "other").glob(f"{name}.*.json"))
 
 
 def render_card(
@@ -248,12 +250,12 @@ def render_card(
     results: list[str | Path],
     model_dir: str | Path,
     writers: str | Path | None = None,
-    earlier: list[str | Path] = (),
+    others: list[str | Path] = (),
 ) -> str:
     """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
 
-    `writers` is a file that scripts/adapt_writers.py wrote, for a card with that block; it need not exist. `earlier`
-    are results of weights that these replace.
+    `writers` is a file that scripts/adapt_writers.py wrote, for a card with that block; it need not exist. `others`
+    are the `other_files` of the model.
 
     Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
     on weights other than those in `model_dir`.
@@ -281,9 +283,8 @@ def render_card(
         section = writers_section(writers, weights) if measured_writers else ""
         rendered.text = fill(rendered.text, "writers", section)
     try:
-        rendered.text = fill(
-            rendered.text, "results", results_section([*measured.values()], [read_results(path) for path in earlier])
-        )
+        named = [(Path(path).name.split(".")[1], read_results(path)) for path in others]
+        rendered.text = fill(rendered.text, "results", results_section([*measured.values()], named))
         rendered.text = fill(rendered.text, "curve", f"![Training curve]({curve})" if curve else "")
     except ValueError as error:
         raise ValueError(f"the card {card} cannot be filled: {error}") from None
