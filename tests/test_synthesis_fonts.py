@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 pytest.importorskip("cv2", reason="synthesis needs the extra `train`")
 
 from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.t2CharStringPen import T2CharStringPen
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTCollection, TTFont
 
@@ -199,6 +200,69 @@ def test_empty_and_boxed_glyphs_do_not_count_as_covered(tmp_path):
     for character in "IJKL%":
         with pytest.raises(SynthesisError, match=rf"Built Regular has no glyph for '{character}' \(U\+00"):
             shape(face.path, 0, f"A{character}", 40)
+
+
+def test_key_caps_and_framed_letters_are_no_writing(tmp_path, caplog):
+    _build(tmp_path / "open.ttf", _steps("CLTDEF"))
+    path = _build(tmp_path / "keys.ttf", _steps("CLTDEF"), "Keys")
+    font = TTFont(path)
+    for number, name in enumerate(font.getGlyphOrder()[1:]):
+        pen = TTGlyphPen(None)
+        for edge in (0, 40):  # a frame, its inside the other way round
+            corners = [(edge, edge), (edge, 700 - edge), (600 - edge, 700 - edge), (600 - edge, edge)]
+            pen.moveTo((corners if edge == 0 else corners[::-1])[0])
+            for corner in (corners if edge == 0 else corners[::-1])[1:]:
+                pen.lineTo(corner)
+            pen.closePath()
+        pen.moveTo((200, 200))
+        pen.lineTo((200, 300 + 30 * number))
+        pen.lineTo((250, 300))
+        pen.closePath()
+        font["glyf"][name] = pen.glyph()
+    font.save(path)
+    with caplog.at_level(logging.INFO):
+        faces = find_fonts([tmp_path], "CLT")
+    assert [face.name for face in faces] == ["Built Regular"]
+    assert "1 of key caps or framed letters" in caplog.text
+
+
+def test_postscript_glyphs_without_an_outline_do_not_count_as_covered(tmp_path):
+    letters = [f"uni{ord(letter):04X}" for letter in "ABCDEF\u03a8\u03a9"]
+    pens = {name: T2CharStringPen(600, None) for name in (".notdef", *letters)}
+    for number, name in enumerate(letters[:-1]):
+        pens[name].moveTo((50, 0))
+        pens[name].lineTo((50, 300 + 40 * number))
+        pens[name].lineTo((400, 0))
+        pens[name].closePath()
+    builder = FontBuilder(1000, isTTF=False)
+    builder.setupGlyphOrder([".notdef", *letters])
+    builder.setupCharacterMap({int(name[3:], 16): name for name in letters})
+    builder.setupCFF("Built", {}, {name: pen.getCharString() for name, pen in pens.items()}, {})
+    builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *letters], (600, 50)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Built", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    path = tmp_path / "built.otf"
+    builder.save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fonts, "_PROBES", 4)
+        assert open_face(path).characters == set("ABCDEF\u03a8")
+
+
+def test_a_dash_that_hinting_rounds_to_nothing_is_drawn_larger(monkeypatch):
+    whole = shape(BUILTIN, 0, "-", 96).cells[0]
+    shaping._caches.clear()
+    draw = shaping.draw_run
+
+    def hinted(font, text, stroke=0.0):
+        bitmap, left, top = draw(font, text, stroke)
+        return (0 * bitmap if font.size == 48 else bitmap), left, top
+
+    monkeypatch.setattr(shaping, "draw_run", hinted)
+    cell = shape(BUILTIN, 0, "-", 48).cells[0]
+    assert cell.bitmap.sum() / 255 == pytest.approx(whole.bitmap.sum() / 255 / 4, rel=0.05)
+    assert abs(cell.left - whole.left / 2) <= 1 and abs(cell.top - whole.top / 2) <= 1
 
 
 def test_no_font_says_what_to_install(tmp_path, monkeypatch):

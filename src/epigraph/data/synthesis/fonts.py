@@ -21,14 +21,14 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from fontTools.ttLib import TTFont
-from PIL import ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, features
 from PIL import __version__ as PIL_VERSION
 from tqdm.auto import tqdm
 
@@ -41,7 +41,7 @@ LATIN = string.ascii_letters + string.digits
 MAX_FILE_BYTES = 64 * 2**20  # the largest face of Noto CJK has 20 MB
 MAX_FACES = 64  # of one collection
 JOINERS = "\u200c\u200d"  # invisible, and part of the spelling of Persian and of Indian languages
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _UNREADABLE = "unreadable"
 _NO_BROTLI = "in woff2, which needs `pip install brotli`"
 _PROBES = 64  # letters of a face that are drawn to see whether it draws anything
@@ -82,7 +82,8 @@ def find_fonts(
 ) -> list[Face]:
     """The faces that have all `characters`, sorted by name and digest: the same fonts give the same list anywhere.
 
-    Unreadable files, symbol fonts, bitmap fonts and faces whose letters come out empty are counted in one log line.
+    Unreadable files, fonts of symbols, key caps or bitmaps, and faces whose letters come out empty are counted in one
+    log line.
 
     Args:
         folders: one or more, searched with their subfolders for otf, ttf, ttc, woff and woff2; font files and
@@ -241,6 +242,8 @@ def _scan_face(path: str, content: bytes, index: int) -> list[dict | str]:
     characters = points - set(letters) | {point for point, _ in drawn}
     if not letters:
         return ["of symbols only"]
+    if {ord("C"), ord("L"), ord("T")} <= points and all(_is_framed(font, letter) for letter in "CLT"):
+        return ["of key caps or framed letters"]
     probes = [shape for _, shape in drawn]
     if 3 * len(set(probes)) < len(probes) or len(probes) < 2:  # one sign for all letters is no writing
         return ["without letters of their own"]
@@ -264,17 +267,38 @@ def _read_cmap(content: bytes, index: int) -> tuple[set[int], bool, int] | str:
         if not cmap or pictorial:
             return "of symbols only"
         notdef = font.getGlyphOrder()[0]
-        ends = list(font["loca"]) if "loca" in font else None
+        has_ink = _ink_test(font)
         points = set()
         for point, glyph in cmap.items():
             if glyph == notdef or not _may_draw(point):
                 continue
-            number = font.getGlyphID(glyph)
-            if ends is None or ends[number + 1] > ends[number] or chr(point) in JOINERS:
+            if has_ink(font.getGlyphID(glyph)) or chr(point) in JOINERS:
                 points.add(point)
         slanted = "post" in font and bool(font["post"].italicAngle) or bool(font["head"].macStyle & 2)
         instances = len(font["fvar"].instances) if "fvar" in font else 0
     return points, slanted, instances
+
+
+def _ink_test(font: TTFont) -> Callable[[int], bool]:
+    """Whether the glyph of a number has an outline, as far as the file tells without drawing it."""
+    if "loca" in font:
+        ends = list(font["loca"])
+        return lambda number: ends[number + 1] > ends[number]
+    if "CFF " not in font:
+        return lambda number: True
+    programs = font["CFF "].cff[0].CharStrings.charStringsIndex
+    # Nothing but an end, or a width before it: too short to draw and without a call (10, 29) of something that does.
+    return lambda number: len(program := programs[number].bytecode) > 4 or 10 in program or 29 in program
+
+
+def _is_framed(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether a line around an open letter, as of a key, shuts most of its box in."""
+    mask, _ = font.getmask2(letter, "L", anchor="ls")
+    width, height = mask.size
+    picture = Image.new("L", (width + 2, height + 2))
+    picture.paste(Image.frombytes("L", mask.size, bytes(mask)).point(lambda level: 255 * (level > 64)), (1, 1))
+    ImageDraw.floodfill(picture, (0, 0), 128)
+    return picture.histogram()[0] > 0.4 * width * height
 
 
 def _may_draw(point: int) -> bool:

@@ -184,12 +184,22 @@ class _Glyphs:
             self.check(cluster)
             font = self.basic() if len(cluster) == 1 and cluster in self.face.characters else self.raqm(cluster)
             bitmap, left, top = _trim(*draw_run(font, cluster, self.stroke))
+            if not bitmap.size:  # hinting rounds the dash of a very thin face to nothing at some sizes
+                bitmap, left, top = self.reduced(cluster)
             if not bitmap.size:
                 raise SynthesisError(f"the font {self.face.name} draws nothing for {_name(cluster[0])}.")
             glyph = (bitmap, float(left), float(top), float(font.getlength(cluster)))
             _spend(self, bitmap.nbytes)
         self.glyphs[cluster] = glyph
         return glyph
+
+    def reduced(self, cluster: str) -> tuple[np.ndarray, int, int]:
+        """A cluster drawn twice as large, then shrunk."""
+        font = load_font(self.face.path, self.face.index, 2 * self.size, len(cluster) > 1)
+        bitmap, left, top = draw_run(font, cluster, 2 * self.stroke)
+        bitmap = np.pad(bitmap, ((top % 2, 1), (left % 2, 1)))
+        image = Image.fromarray(bitmap).reduce(2)
+        return _trim(np.asarray(image), left // 2, top // 2)
 
     def raqm(self, text: str) -> ImageFont.FreeTypeFont:
         """The font with the shaping engine that the text needs."""
