@@ -239,6 +239,34 @@ def test_columns_are_for_canvases_that_are_high():
             assert height > 1.5 * width and height > 40
 
 
+@pytest.mark.parametrize("size", [(128, 32), (300, 60), (100, 100)])
+def test_canvases_that_are_not_wide_hold_words_too(size):
+    make, rejected, bad = WordGenerator([FACE], Words(), size=size), Counter(), Counter()
+    for seed in range(60):
+        try:
+            sample = make(np.random.default_rng([3, seed]))
+        except SynthesisError as error:
+            rejected[str(error)] += 1
+            continue
+        sample = render(sample.style, sample.texts, degrade=False)
+        for mask, owners, quads in zip(sample.masks, sample.char_maps, sample.char_quads):
+            for index, quad in enumerate(quads, 1):
+                within, own = inside(quad, size), owners == index
+                bad["not all ink"] += mask[within & own].sum() < 0.99 * mask[own].sum()
+                bad["a neighbour's"] += bool(mask[within & (owners > 0) & ~own].any())
+    assert rejected.total() <= 1, rejected
+    assert not bad.total(), bad
+
+
+def test_joined_letters_lie_level_on_high_canvases(monkeypatch):
+    from epigraph.data.synthesis import sampling
+
+    real = sampling.shape
+    monkeypatch.setattr(sampling, "shape", lambda *args: replace(real(*args), sliced=True))
+    styles = [sample_style(np.random.default_rng(seed), [FACE], (128, 32), texts=["tall"]) for seed in range(30)]
+    assert {style.baseline.kind for style in styles} <= {"straight", "arc", "wave"}
+
+
 def test_plain_options_switch_everything_off():
     rng = np.random.default_rng(1)
     for _ in range(50):

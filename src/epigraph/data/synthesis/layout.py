@@ -232,20 +232,20 @@ def _set_line(style: "Style", text: str, scale: float) -> _Flat:
     pads = 0.5, 0.5
     shrink = _shrink(style)
     if vertical:
-        boxes[:, 1::2] += (np.arange(len(boxes)) * (style.spacing * size))[:, None]
         stretch = 1.0
         pads = max(0.5, PAD / (zoom * shrink[0])), max(0.5, PAD / (zoom * shrink[1]))
+        _space(boxes[:, 1::2], style.spacing * size, 2.4 * pads[1])
     else:
         stretch = _stretch(style, boxes, zoom, available[0] * scale)
         pads = max(0.5, PAD / (zoom * stretch * shrink[0])), max(0.5, PAD / (zoom * shrink[1]))
         if not line.sliced:
-            _space(boxes, style.spacing * size, 2.4 * pads[0])
+            _space(boxes[:, 0::2], style.spacing * size, 2.4 * pads[0])
             stretch = _stretch(style, boxes, zoom, available[0] * scale)
     padded = boxes + (-pads[0], -pads[1], pads[0], pads[1])
-    if not vertical:
-        middles = 0.5 * (boxes[1:, 0] + boxes[:-1, 2])
-        np.minimum(padded[:-1, 2], np.maximum(middles, boxes[:-1, 2]), out=padded[:-1, 2])
-        np.maximum(padded[1:, 0], np.minimum(middles, boxes[1:, 0]), out=padded[1:, 0])
+    first, last = (1, 3) if vertical else (0, 2)
+    middles = 0.5 * (boxes[1:, first] + boxes[:-1, last])
+    np.minimum(padded[:-1, last], np.maximum(middles, boxes[:-1, last]), out=padded[:-1, last])
+    np.maximum(padded[1:, first], np.minimum(middles, boxes[1:, first]), out=padded[1:, first])
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     drawn = boxes
     if line.sliced:
@@ -267,13 +267,13 @@ def _stretch(style: "Style", boxes: np.ndarray, zoom: float, available: float) -
     return min(max(available / natural, MIN_SQUEEZE), max(style.max_stretch, MIN_SQUEEZE))
 
 
-def _space(boxes: np.ndarray, spacing: float, gap: float) -> None:
-    """Add spacing between boxes that are ordered by x; from 0 on, no gap stays below `gap`. In place."""
-    steps = np.full(len(boxes), spacing)
+def _space(spans: np.ndarray, spacing: float, gap: float) -> None:
+    """Add spacing between boxes, (n, 2) least and greatest x or y in order; from 0 on, no gap below that. In place."""
+    steps = np.full(len(spans), spacing)
     steps[0] = 0.0
     if spacing >= 0.0:
-        steps[1:] += np.maximum(gap - spacing - (boxes[1:, 0] - boxes[:-1, 2]), 0.0)
-    boxes[:, 0::2] += steps.cumsum()[:, None]
+        steps[1:] += np.maximum(gap - spacing - (spans[1:, 0] - spans[:-1, 1]), 0.0)
+    spans += steps.cumsum()[:, None]
 
 
 def _joined(bitmaps: list, boxes: np.ndarray, order: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

@@ -42,7 +42,8 @@ class StyleOptions:
 
     Attributes:
         curve: share of words on an arc or a wave; `wave`: of these, on a wave.
-        vertical: share of columns of upright letters, on canvases over 1.5 times as high as wide.
+        vertical: share of columns of upright letters, on canvases over 1.5 times as high as wide; words too long to
+            lie there level always stand.
         perspective, elastic: share of bent words.
         spaced, stroked: share with letters set apart or emboldened.
         filled: share of words whose ink fills the canvas, `width` of the free width; `height`: part of the free
@@ -194,10 +195,11 @@ def _geometry(rng, face: Face, size: tuple[int, int], options: StyleOptions, tex
         values["spacing"] = -0.001
     if rng.random() < options.stroked:
         values["stroke"] = round(_between(rng, options.stroke), 3)
-    vertical = height > 1.5 * width and rng.random() < options.vertical
-    values["baseline"] = line = _baseline(rng, options, vertical)
+    tall = height > 1.5 * width
+    vertical = tall and _stands(face, texts, width, rng.random() < options.vertical)
+    values["baseline"] = line = _baseline(rng, options, vertical, min(1.0, 0.5 * width / height))
     if rng.random() < options.perspective:
-        values["corners"] = _corners(rng, options, line.kind in ("arc", "wave"))
+        values["corners"] = _corners(rng, options, tall, line.kind in ("arc", "wave"))
     top, bottom, length, shortest = _extent(face, texts, vertical, values.get("spacing", 0.0), glyph_size(min(size)))
     elastic = values["elastic"].amplitude if "elastic" in values else 0.0
     free = height * (1 - 2 * values["margin"] - 2 * elastic)
@@ -226,16 +228,24 @@ def _font_size(cap: float, height: int) -> float:
     return min(max(round(cap / height, 4), 0.001), 1.0)
 
 
-def _corners(rng: np.random.Generator, options: StyleOptions, curved: bool) -> tuple[tuple[float, float], ...]:
+def _stands(face: Face, texts: Sequence[str], width: int, wished: bool) -> bool:
+    """Whether words of a high canvas stand in a column: as wished or where too long to lie; joined letters never."""
+    if any(shape(face.path, face.index, text, glyph_size(width)).sliced for text in texts):
+        return False
+    return wished or max(map(len, texts), default=1) > max(width / 12, 1)
+
+
+def _corners(rng: np.random.Generator, options: StyleOptions, tall: bool, curved: bool) -> tuple:
     """The corners of the canvas, moved inwards, but on every side one of the two stays: the word loses no more room.
 
-    Curved words, which need the height, are moved by half.
+    On high canvases the shares of x and y change places. Curved words, which need the height, are moved by half.
     """
-    low, high = options.corner_y
+    ranges = options.corner_y, options.corner_x
+    (low, high), across = ranges[::-1] if tall else ranges
     ys = [_between(rng, (low, high * (0.5 if curved else 1.0))) for _ in range(4)]
     if rng.random() < 0.5:  # the same slope above and below: a word that leans rather than one that recedes
         ys[2], ys[3] = ys[0], ys[1]
-    xs = [_between(rng, options.corner_x) for _ in range(4)]
+    xs = [_between(rng, across) for _ in range(4)]
     top, right, bottom, left = min(ys[:2]), min(xs[1:3]), min(ys[2:]), min(xs[0], xs[3])
     corners = (
         (xs[0] - left, ys[0] - top),
@@ -246,15 +256,16 @@ def _corners(rng: np.random.Generator, options: StyleOptions, curved: bool) -> t
     return tuple((round(x, 4), round(y, 4)) for x, y in corners)
 
 
-def _baseline(rng: np.random.Generator, options: StyleOptions, vertical: bool) -> Baseline:
+def _baseline(rng: np.random.Generator, options: StyleOptions, vertical: bool, gentle: float) -> Baseline:
+    """A line whose swing, a share of the height, is made smaller by `gentle` where the canvas is not wide."""
     if vertical:
         return Baseline("vertical")
     if rng.random() >= options.curve:
         return Baseline()
     if rng.random() < options.wave:
         amplitude, length = _between(rng, options.wave_amplitude), _between(rng, (0.45, 1.2))
-        return Baseline("wave", round(amplitude, 4), round(length, 3), round(math.tau * rng.random(), 3))
-    rise = _between(rng, options.arc) * (1 if rng.random() < 0.7 else -1)
+        return Baseline("wave", round(amplitude * gentle, 4), round(length, 3), round(math.tau * rng.random(), 3))
+    rise = _between(rng, options.arc) * (gentle if rng.random() < 0.7 else -gentle)
     return Baseline("arc", round(rise, 4))
 
 
