@@ -9,17 +9,23 @@ Lengths are shares: of the canvas's height where no other unit is said, of the c
 extrusion, of the em for spacing and stroke. Colours are RGB, 0..255.
 """
 
+import copy
 import dataclasses
+import hashlib
 import math
+import os
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from .backgrounds import TEXTURES, Background
-from .fonts import SynthesisError
+from .fonts import BUILTIN, FontError, SynthesisError, find_fonts
 
 Color = tuple[int, int, int]
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
 MAX_SIDE = 4096
 BLENDS = ("normal", "multiply", "screen", "hard light", "darken", "lighten")
 
@@ -203,16 +209,43 @@ class Style:
             raise SynthesisError(f"corners has {len(self.corners)} points; a canvas has 4.")
 
     def to_json(self) -> dict:
-        """The record as plain dicts, lists, strings and numbers."""
-        return dataclasses.asdict(self)
+        """The record as plain dicts, lists, strings and numbers.
+
+        It names no folder of this machine: fonts and pictures stand there as their digest and file name.
+        """
+        values = dataclasses.asdict(self)
+        values["font"]["path"] = self.font.path if self.font.path == BUILTIN else os.path.basename(self.font.path)
+        for part in _pictures(values):
+            part["path"] = f"{file_digest(part['path'])} {os.path.basename(part['path'])}"
+        return values
 
     @classmethod
-    def from_json(cls, values: dict) -> "Style":
-        """The record that `to_json` wrote, exactly.
+    def from_json(cls, values: dict, fonts: Paths = (), backgrounds: Paths = ()) -> "Style":
+        """The record that `to_json` wrote, exactly, with the font and the pictures where they are on this machine.
+
+        Args:
+            values: what `to_json` gave.
+            fonts: files and folders in which the font is looked for, by its digest; by default those of the system.
+            backgrounds: the same for pictures of a `BackgroundPool`; there is no default.
 
         Raises:
-            SynthesisError: a field is missing, unknown or of the wrong kind; it is named.
+            SynthesisError: a field is missing, unknown or of the wrong kind, or a file is not there; it is named.
         """
+        style = _build(cls, values, "style")
+        if style.font.path == BUILTIN:
+            path = BUILTIN
+        else:
+            path = _fonts_by_digest(_as_tuple(fonts)).get(style.font.digest)
+        if path is None:
+            where = ", ".join(_as_tuple(fonts)) or "the system's font folders"
+            raise SynthesisError(
+                f"the font {style.font.name} ({style.font.path}, digest {style.font.digest}) is not in {where}; "
+                "install this very version of it, or name its folder with fonts=[...]."
+            )
+        values = copy.deepcopy(values)
+        values["font"]["path"] = path
+        for part in _pictures(values):
+            part["path"] = _found_picture(part["path"], _as_tuple(backgrounds))
         return _build(cls, values, "style")
 
     def effects(self) -> dict[str, bool]:
@@ -249,6 +282,52 @@ def check_size(size: tuple[int, int]) -> None:
         raise SynthesisError(
             f"a canvas of {' x '.join(map(str, size))} pixels cannot be drawn; give height and width in 8..{MAX_SIDE}."
         )
+
+
+def _as_tuple(paths: Paths) -> tuple[str, ...]:
+    return tuple(map(str, [paths] if isinstance(paths, (str, os.PathLike)) else paths))
+
+
+def _pictures(values: dict) -> list[dict]:
+    """The backgrounds of a record, as dicts, that are files."""
+    parts = (values["background"], values["fill"]["texture"])
+    return [part for part in parts if part is not None and part.get("path")]
+
+
+@lru_cache(maxsize=100_000)
+def file_digest(path: str) -> str:
+    """First 16 hexadecimal digits of a file's SHA-256, read once in a process.
+
+    Raises:
+        SynthesisError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise SynthesisError(f"the background {path} cannot be read ({error.strerror}).") from None
+
+
+@lru_cache(maxsize=16)
+def _fonts_by_digest(folders: tuple[str, ...]) -> dict[str, str]:
+    try:
+        return {face.digest: face.path for face in reversed(find_fonts(folders, characters=""))}
+    except FontError:
+        return {}
+
+
+@lru_cache(maxsize=4096)
+def _found_picture(described: str, folders: tuple[str, ...]) -> str:
+    """Path of the picture that `to_json` described as digest and file name."""
+    digest, _, name = described.partition(" ")
+    for folder in map(Path, folders):
+        for file in [folder] if folder.is_file() else sorted(folder.rglob("*")):
+            if file.name == name and file.is_file() and file_digest(str(file)) == digest:
+                return str(file)
+    where = f"is not in {', '.join(folders)}" if folders else "is needed"
+    raise SynthesisError(
+        f"the background {name} (digest {digest}) {where}; name the folder that has it with backgrounds=[...]."
+    )
 
 
 @lru_cache(maxsize=64)
