@@ -17,7 +17,7 @@ from .fonts import SynthesisError
 
 ATTEMPTS = 20
 _SPAN = 64  # samples in a shard of a `datasets.IterableDataset`: what resuming may have to draw again
-_PARTICULARS = re.compile(r"""'[^']*'|"[^"]*"|[-+]?\d[\d.,]*""")
+_PARTICULARS = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w/])~?/[^\s,;:()]+|[-+]?\d[\d.,]*""")
 
 
 def draw_sample(make: Callable, seed: int, index: int, attempts: int = ATTEMPTS, rejected: Counter | None = None):
@@ -42,7 +42,7 @@ def draw_sample(make: Callable, seed: int, index: int, attempts: int = ATTEMPTS,
 
 
 def reason_of(error: Exception) -> str:
-    """The message of an error without the names and numbers in it, so that the same cause is counted once."""
+    """The message of an error without the names, paths and numbers in it, so that the same cause is counted once."""
     return _PARTICULARS.sub("…", str(error))[:200]
 
 
