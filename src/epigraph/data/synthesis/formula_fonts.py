@@ -47,6 +47,8 @@ class FontHands:
     """
 
     def __init__(self, faces: Sequence[Face] = ()):
+        import skimage.morphology  # noqa: F401 - here, where its want is one error, not one for each sample
+
         self.faces = list(faces) or [open_face(BUILTIN)]
         self.others = [face for face in (*_math_fonts(), open_face(BUILTIN)) if face not in self.faces]
 

@@ -49,6 +49,7 @@ _COUNTS = {
     r"\beta": 3, "A": 3, "B": 2, "C": 3, "X": 3, "R": 2,
 }  # fmt: skip
 MAX_CAPTIONS = 1_000_000
+MAX_CAPTION_BYTES = 64 * 2**20
 
 
 class TokenWeights:
@@ -437,6 +438,47 @@ class FormulaSample:
         )
 
 
+def read_captions(path: str | Path, split: str | None = "train") -> list[str]:
+    """Formulas for `FormulaCorpus`, from a text file or from a data set.
+
+    Args:
+        path: a file ending in txt or tex with a formula on each line, after the last tab where there are some (as in
+            CROHME's `caption.txt`); or anything that `epigraph.data.readers.load_formulas` takes. Variables expand.
+        split: of a data set.
+
+    Raises:
+        ValueError: the text is over 64 MB, not UTF-8 or without a line; or as `load_formulas`.
+        OSError: it cannot be read.
+    """
+    from ..readers import expand_path, load_formulas
+
+    file = expand_path(path)
+    if file.suffix.lower() not in (".txt", ".tex"):
+        return load_formulas(file, split)["text"][:]
+    if file.stat().st_size > MAX_CAPTION_BYTES:
+        raise ValueError(f"{path}: formulas of over 64 MB; give a part of them.")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8; convert it, one formula on each line.") from None
+    captions = [line.rpartition("\t")[2].strip() for line in lines]
+    if not any(captions):
+        raise ValueError(f"{path}: no formula; give one on each line.")
+    return [caption for caption in captions if caption]
+
+
+def _checked(captions, grammar: float, max_length: int, rare: float) -> None:
+    if isinstance(captions, str):
+        raise ValueError(
+            f"captions are a list of formulas, not the text {captions!r:.60}; a file: read_captions(path)."
+        )
+    if not (0 <= grammar <= 1 and 0 <= rare <= 1 and max_length >= 1):
+        raise ValueError(
+            f"grammar {grammar}, rare {rare} and max_length {max_length} cannot be: the first two are shares, 0 to 1, "
+            "the last at least 1."
+        )
+
+
 class FormulaGenerator:
     """Draw formulas; the sample is a function of the generator's settings and of `rng`.
 
@@ -485,6 +527,7 @@ class FormulaGenerator:
         """
         from ..readers import load_formulas
 
+        _checked(captions, grammar, max_length, rare)
         rows = load_formulas(path, split)
         if missing := {"strokes", "symbols"} - set(rows.column_names):
             raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; an ink set has segmented symbols.")
@@ -519,6 +562,7 @@ class FormulaGenerator:
         """
         from .formula_fonts import FontHands
 
+        _checked(captions, grammar, max_length, rare)
         hands = FontHands(faces)
         rules = FormulaGrammar(hands.tokens, max_length, rare)
         if captions is None:
