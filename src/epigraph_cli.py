@@ -133,3 +133,5 @@ def main():
         app()
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"epigraph: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"epigraph: the package {error.name} is not installed; pip install 'epigraph[train]' brings it.")

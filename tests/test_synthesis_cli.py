@@ -93,6 +93,110 @@ def test_recipe_file_and_command_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "line, message",
+    [
+        ("num_samples: [3]", "num_samples must be a whole number, not [3]"),
+        ("words: [3]", "words must be a text, not 3"),
+        ("private: often", "private"),
+    ],
+)
+def test_recipes_with_values_of_the_wrong_type_are_refused(line, message, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"kind: words\n{line}\n")
+    with pytest.raises((RecipeError, SystemExit)) as error:
+        parse_recipe(["--recipe", str(file)], recipe.SynthesisArguments)
+    assert message in f"{error.value} {capsys.readouterr().err}"
+
+
+def test_what_is_written_names_no_folder_of_this_machine(words, tmp_path, capsys, monkeypatch):
+    """Fonts, lists and pictures in one folder, then in another: the same bytes, and only file names in them."""
+    import PIL
+    from PIL import Image
+
+    from epigraph.data.synthesis import Style, SynthesisError, render
+
+    fonts = list(Path(PIL.__path__[0]).parent.glob("ziamath/fonts/*.ttf"))
+    if not fonts:
+        pytest.skip("ziamath, whose font is used here, is not installed")
+    made = []
+    for name in ("one", "two"):
+        folder = tmp_path / name / "mine"
+        folder.mkdir(parents=True)
+        (folder / "font.ttf").write_bytes(fonts[0].read_bytes())
+        (folder / "list.txt").write_bytes((tmp_path / "list.txt").read_bytes())
+        Image.fromarray(np.arange(120 * 200, dtype=np.uint32).astype(np.uint8).reshape(120, 200)).save(
+            folder / "p.png"
+        )
+        arguments = [
+            "--fonts",
+            str(folder / "font.ttf"),
+            "--words",
+            str(folder / "list.txt"),
+            "--backgrounds",
+            str(folder),
+        ]
+        arguments += ["--size", "32", "128", "--num_samples", "4", "--workers", "1", "--out", str(folder / "out")]
+        recipe.main([*arguments, "--style", '{"pool_share": 1}'])
+        made.append(contents(folder / "out"))
+    assert made[0] == made[1]
+    for content in made[0].values():
+        assert str(tmp_path).encode() not in content and b"/one/" not in content
+    row = load_dataset(str(tmp_path / "one/mine/out"), split="train", cache_dir=str(tmp_path / "cache"))[0]
+    values = json.loads(row["style"])
+    style = Style.from_json(values, fonts=tmp_path / "two", backgrounds=[tmp_path / "two"])
+    assert (
+        style.font.path == str(tmp_path / "two" / "mine" / "font.ttf")
+        and json.loads(json.dumps(style.to_json())) == values
+    )
+    assert np.array_equal(render(style, row["texts"]).images[0], row["images"][0])
+    with pytest.raises(SynthesisError, match="the background p.png .digest [0-9a-f]{16}. is needed; name the folder"):
+        Style.from_json(values, fonts=tmp_path / "two")
+    with pytest.raises(
+        SynthesisError, match="the font .* .font.ttf, digest [0-9a-f]{16}. is not in .*recipes; install"
+    ):
+        Style.from_json(values, fonts=ROOT / "recipes")
+
+
+@pytest.mark.parametrize("value", [[], ["own.png"]])
+def test_preview_has_a_default_file(value, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe.main(["--preview", *value, *words, "--count", "1"])
+    name = (value or ["sheet.png"])[0]
+    assert (tmp_path / name).exists() and f"{name} shows the samples 0 to 0" in capsys.readouterr().out
+
+
+def test_formulas_vary_a_given_corpus(tmp_path):
+    """From a text file, from CROHME's captions, and from data in the formula schema."""
+    from epigraph.data.synthesis.formulas import read_captions
+
+    (tmp_path / "a.txt").write_text("x + y\n\n1 + 2\n")
+    (tmp_path / "b.txt").write_text("form1\tx + y\nform2\t1 + 2\n")
+    arguments = ["--kind", "formulas", "--fonts", "built-in", "--num_samples", "4", "--workers", "1"]
+    for name in ("a.txt", "b.txt"):
+        assert read_captions(tmp_path / name) == ["x + y", "1 + 2"]
+    out = tmp_path / "out"
+    recipe.main(
+        [*arguments, "--captions", str(tmp_path / "a.txt"), "--generator", '{"grammar": 0}', "--out", str(out)]
+    )
+    assert read_captions(out) == [row["text"] for row in load_dataset(str(out), split="train")]
+    assert all(len(text.split()) == 3 for text in read_captions(out))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["recipe"]["captions"] == ["a.txt"] and manifest["inputs"]["captions"]["count"] == 2
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    for text, message in ((b"\xff\xfe", "not UTF-8"), (b"\n \n", "no formula")):
+        (tmp_path / "c.txt").write_bytes(text)
+        with pytest.raises(ValueError, match=message):
+            read_captions(tmp_path / "c.txt")
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    monkeypatch.setattr(sys, "argv", ["epigraph", "synth", "--kind", "formulas", "--out", "x"])
+    with pytest.raises(SystemExit, match=r"the package skimage\S* is not installed; pip install 'epigraph\[train\]'"):
+        cli()
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         ([], "name a folder for the shards with --out"),
@@ -108,7 +212,22 @@ def test_recipe_file_and_command_line(tmp_path, monkeypatch):
         (["--out", "x", "--words", "gone.txt"], "gone.txt"),
         (["--out", "x", "--fonts", "gone"], "gone"),
         (["--out", "x", "--backgrounds", "${NOWHERE}"], "NOWHERE is not set"),
-        (["--out", "x", "--num_samples", "0"], "num_samples"),
+        (["--out", "x", "--num_samples", "0"], "num_samples must be at least 1, not 0"),
+        (["--out", "x", "--shard_size", "-1"], "shard_size must be at least 1, not -1"),
+        (["--out", "x", "--workers", "0"], "workers must be at least 1, not 0"),
+        (["--out", "x", "--executor", "local", "--tasks", "-1"], "tasks must be at least 1, not -1"),
+        (["--out", "x", "--style", "{curve"], "style is no JSON"),
+        (["--out", "x", "--style", '{"curve": "much"}'], "style.curve must be a number from 0, not 'much'"),
+        (["--out", "x", "--style", '{"curve": 2}'], "style.curve is a share, 0 to 1, not 2"),
+        (["--out", "x", "--style", '{"blur_sigma": 3}'], "style.blur_sigma must be a list of 2 numbers"),
+        (["--out", "x", "--style", '{"blur_sigma": [3, 1]}'], "least and most in this order"),
+        (["--out", "x", "--kind", "scenes", "--scene", '{"plates": -1}'], "scene.plates must be a number from 0"),
+        (["--out", "x", "--word_options", '{"numbers": "x"}'], "word_options: a value in {'numbers': 'x'} has the"),
+        (["--out", "x", "--kind", "groups", "--generator", '{"looks": "a"}'], "generator: a value in {'looks': 'a'}"),
+        (["--out", "x", "--kind", "formulas", "--generator", '{"grammar": 3}'], "grammar 3, rare 0.3"),
+        (["--out", "x", "--kind", "formulas", "--captions", "gone.txt"], "gone.txt"),
+        (["--out", "x", "--push", "a/b/c"], "a/b/c"),
+        (["--preview", "gone/x.png"], "preview gone/x.png: name a .png or .jpg file in a folder that exists"),
         (["--out", "x", "--kind", "formulas", "--ink", "gone.parquet"], "gone.parquet"),
         (["--recipe", "gone.yaml", "--out", "x"], "gone.yaml: cannot be read"),
         (["--preview", "x.png", "--count", "0"], "1 to 200 samples, not 0"),

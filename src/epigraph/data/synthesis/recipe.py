@@ -9,9 +9,14 @@ import inspect
 import logging
 import sys
 from collections import Counter
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+from huggingface_hub.utils import validate_repo_id
 
 from ...training import RecipeError, parse_recipe, parsed
 from ..readers import expand_path
@@ -23,6 +28,9 @@ KINDS = ("words", "groups", "scenes", "formulas")
 EXECUTORS = ("none", "local", "slurm", "ray")
 _SIZES = {"words": [64, 256], "groups": [64, 256], "scenes": [512, 512]}
 _PLAN = ("num_samples", "shard_size", "seed", "attempts", "format")  # what `ShardPlan` puts into the manifest itself
+_NOUNS = {int: "a whole number", str: "a text", bool: "true or false"}
+SHEET = "sheet.png"
+_PATHS = ("fonts", "words", "backgrounds", "captions")
 _OUTSIDE = ("out", "workers", "push", "private", "preview", "count", "executor", "tasks", "executor_options")
 
 
@@ -60,6 +68,13 @@ class SynthesisArguments:
     )
     style: str = field(default="{}", metadata={"help": 'Of StyleOptions, as {"curve": 0.5}; or plain: no effect.'})
     scene: str = field(default="{}", metadata={"help": 'Of SceneOptions, as {"plates": 0.3}. For kind scenes.'})
+    captions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "For kind formulas: text files with a formula on each line, or data with a text column, whose "
+            "formulas are varied; by default those of the ink."
+        },
+    )
     ink: str | None = field(
         default=None, metadata={"help": "For kind formulas: segmented formulas whose strokes are used; else fonts."}
     )
@@ -73,7 +88,12 @@ class SynthesisArguments:
     push: str | None = field(default=None, metadata={"help": "Dataset repository that gets the finished shards."})
     private: bool = field(default=False, metadata={"help": "Create that repository as private."})
     preview: str | None = field(
-        default=None, metadata={"help": "Draw a contact sheet with all labels here; without --out, nothing else."}
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": SHEET,
+            "help": f"Draw a contact sheet with all labels here, or as {SHEET}; without --out, nothing else.",
+        },
     )
     count: int = field(default=8, metadata={"help": "Samples on the contact sheet."})
     executor: str = field(
@@ -84,24 +104,95 @@ class SynthesisArguments:
 
     def __post_init__(self):
         for name in ("word_options", "style", "scene", "generator", "executor_options"):
-            value = parsed(getattr(self, name))
+            try:
+                value = parsed(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name} is no JSON: {error}.") from None
             if not isinstance(value, dict) and (name, value) != ("style", "plain"):
                 raise ValueError(f"{name} must be a dictionary, not {value!r}.")
             setattr(self, name, value)
         for name, known in (("kind", KINDS), ("format", tuple(FORMATS)), ("executor", EXECUTORS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        for name, kind in get_type_hints(type(self)).items():
+            if not isinstance(getattr(self, name), dict):
+                setattr(self, name, _typed(getattr(self, name), kind, name))
+        for name in ("num_samples", "shard_size", "attempts", "contents", "workers", "tasks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
         if self.size is None:
             self.size = _SIZES.get(self.kind)
         elif len(self.size) != 2:
             raise ValueError(f"size is height and width, not {self.size}.")
 
     def content(self) -> dict:
-        """The values that say what is drawn, for the manifest; those at their defaults are left out."""
+        """The values that say what is drawn, for the manifest; those at their defaults are left out.
+
+        Of absolute paths it has the last part alone: what was read there is known by its digest.
+        """
         defaults = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(self)}
         defaults |= {"word_options": {}, "style": {}, "scene": {}, "generator": {}}
         values = {name: value for name, value in asdict(self).items() if name not in (*_OUTSIDE, *_PLAN)}
+        values |= {name: [_unplaced(path) for path in values[name]] for name in _PATHS}
+        values["ink"] = values["ink"] and _unplaced(values["ink"])
         return {name: value for name, value in values.items() if name == "kind" or value != defaults[name]}
+
+
+def _unplaced(path: str) -> str:
+    return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
+
+
+def _typed(value, kind, name: str):
+    """`value` if it is of the annotated type; one entry may stand for a list of them."""
+    kinds = [part for part in (get_args(kind) if isinstance(kind, UnionType) else (kind,)) if part is not type(None)]
+    if value is None and isinstance(kind, UnionType):
+        return value
+    (kind,) = kinds
+    if get_origin(kind) is list:
+        return [_typed(item, *get_args(kind), name) for item in (value if isinstance(value, list) else [value])]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {_NOUNS[kind]}, not {value!r}.")
+    return value
+
+
+def _like(default, value, name: str):
+    """`value` if it can stand where `default` does: a share, a range, a number, relative frequencies; else ValueError.
+
+    Numbers whose default is 0 to 1 are shares.
+    """
+    if isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(default):
+            raise RecipeError(f"{name} must be a list of {len(default)} numbers, least and most, not {value!r}.")
+        value = tuple(_like(2.0, number, name) for number in value)
+        if list(value) != sorted(value):
+            raise RecipeError(f"{name} must be least and most in this order, not {list(value)}.")
+        return value
+    if isinstance(default, dict):
+        if not isinstance(value, dict) or not value:
+            raise RecipeError(f"{name} must be a dictionary of relative frequencies, not {value!r}.")
+        return {key: _like(2.0, number, f"{name}.{key}") for key, number in value.items()}
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
+        raise RecipeError(f"{name} must be a number from 0, not {value!r}.")
+    if default <= 1 and value > 1:
+        raise RecipeError(f"{name} is a share, 0 to 1, not {value!r}.")
+    return value
+
+
+def _options(cls, name: str, values: dict, **given):
+    """A record of options whose fields all have defaults, with `values` and what is `given`."""
+    defaults = cls(**given)
+    known = _keywords(cls, name, values, given)
+    return replace(defaults, **{key: _like(getattr(defaults, key), known[key], f"{name}.{key}") for key in known})
+
+
+def _made(function, name: str, values: dict, **given):
+    """What `function` gives for `values`, of which a wrong one is told with the name of its dictionary."""
+    keywords = _keywords(function, name, values, given)
+    try:
+        return function(**given, **keywords)
+    except TypeError as error:
+        raise RecipeError(f"{name}: a value in {values} has the wrong type ({error}).") from error
 
 
 def _keywords(function, name: str, values: dict, given=()) -> dict:
@@ -126,25 +217,25 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     from .words import WordSampler
 
     files = [expand_path(path) for path in args.words]
-    words = WordSampler(files, **_keywords(WordSampler, "word_options", args.word_options, ["files"]))
+    words = _made(WordSampler, "word_options", args.word_options, files=files)
     characters = args.characters or (_frequent_characters(words.words) if args.words else LATIN)
     faces = find_fonts([expand_path(path) for path in args.fonts], characters, args.font_names)
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
     plain = args.style == "plain"
-    options = StyleOptions.plain() if plain else StyleOptions(**_keywords(StyleOptions, "style", args.style))
+    options = StyleOptions.plain() if plain else _options(StyleOptions, "style", args.style)
     common = {"faces": faces, "words": words, "size": tuple(args.size), "backgrounds": pool}
     if args.kind == "scenes":
         from .scenes import SceneGenerator as Generator
         from .scenes import SceneOptions
 
-        options = SceneOptions(style=options, **_keywords(SceneOptions, "scene", args.scene, ["style"]))
+        options = _options(SceneOptions, "scene", args.scene, style=options)
     else:
         from .rendering import GroupGenerator, WordGenerator
 
         Generator = WordGenerator if args.kind == "words" else GroupGenerator
         common["contents"] = args.contents
     common["options"] = options
-    make = Generator(**common, **_keywords(Generator, "generator", args.generator, common))
+    make = _made(Generator, "generator", args.generator, **common)
     inputs = {
         "fonts": [f"{face.name} {face.digest}" for face in faces],
         "words": {"count": len(words.words), "digest": _digest("\n".join(words.words).encode())},
@@ -154,21 +245,21 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
 
 
 def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
-    from .formulas import FormulaGenerator
+    from .formulas import FormulaGenerator, read_captions
 
+    captions = [caption for path in args.captions for caption in read_captions(path)] or None
+    inputs = {}
+    if captions:
+        inputs["captions"] = {"count": len(captions), "digest": _digest("\n".join(captions).encode())}
     if args.ink is None:
         known = bool(args.fonts or args.font_names)
         faces = find_fonts([expand_path(path) for path in args.fonts], names=args.font_names) if known else ()
-        make = FormulaGenerator.from_fonts(
-            faces, **_keywords(FormulaGenerator.from_fonts, "generator", args.generator, ["faces"])
-        )
-        return make, {"inputs": {"fonts": [f"{face.name} {face.digest}" for face in faces]}}
+        make = _made(FormulaGenerator.from_fonts, "generator", args.generator, faces=faces, captions=captions)
+        return make, {"inputs": {"fonts": [f"{face.name} {face.digest}" for face in faces], **inputs}}
     path = expand_path(args.ink)
-    make = FormulaGenerator.from_ink(
-        path, **_keywords(FormulaGenerator.from_ink, "generator", args.generator, ["path"])
-    )
+    make = _made(FormulaGenerator.from_ink, "generator", args.generator, path=path, captions=captions)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return make, {"inputs": {"ink": [_digest(file.read_bytes()) for file in files]}}
+    return make, {"inputs": {"ink": [_digest(file.read_bytes()) for file in files], **inputs}}
 
 
 def _frequent_characters(words: list[str], count: int = 40) -> str:
@@ -238,9 +329,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_recipe(sys.argv[1:] if argv is None else argv, SynthesisArguments)
     if args.out is None and args.preview is None:
         raise RecipeError("name a folder for the shards with --out, or a contact sheet with --preview.")
+    if args.push is not None:
+        validate_repo_id(args.push)  # now, not after hours of work
     if args.preview is not None:
         from .preview import contact_sheet
 
+        if (
+            Path(args.preview).suffix.lower() not in (".png", ".jpg")
+            or not Path(args.preview).absolute().parent.is_dir()
+        ):
+            raise RecipeError(f"preview {args.preview}: name a .png or .jpg file in a folder that exists.")
         contact_sheet(build(args)[0], args.seed, args.count).save(args.preview)
         print(f"{args.preview} shows the samples 0 to {args.count - 1} of seed {args.seed}")
     if args.out is None:
