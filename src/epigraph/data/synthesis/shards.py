@@ -102,7 +102,10 @@ def versions() -> dict[str, str]:
     """Of everything that pixels and files depend on."""
     from PIL import features
 
-    packages = ("epigraph", "numpy", "opencv-python-headless", "pillow", "fonttools", "ziamath", "datasets", "pyarrow")
+    packages = (
+        *("epigraph", "numpy", "scipy", "opencv-python-headless", "pillow", "fonttools", "ziamath", "scikit-image"),
+        *("shapely", "pyclipper", "datasets", "pyarrow"),
+    )
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in packages:
         try:
