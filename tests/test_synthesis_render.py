@@ -145,6 +145,19 @@ def test_every_degradation_does_something_on_its_own(field):
     assert np.abs(result.mean((0, 1)) - clean.mean((0, 1))).max() < 3
 
 
+def test_noise_is_that_of_a_sensor_and_leaves_global_chance_alone():
+    gray = np.full((75, 131, 3), 128, np.uint8)
+    before = np.random.get_state()[1].copy()
+    noise, again = (degrade([gray], Degradation(noise=10.0), 5)[0].astype(float) - 128 for _ in range(2))
+    np.testing.assert_array_equal(noise, again)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    assert abs(noise.mean()) < 0.5 and noise.std((0, 1)) == pytest.approx([10, 10, 10], rel=0.05)
+    flat = noise.reshape(-1, 3)
+    assert np.corrcoef(flat.T)[np.triu_indices(3, 1)] == pytest.approx([0.64] * 3, abs=0.05)
+    assert abs(np.corrcoef(noise[:, 1:-1:2, 0].ravel(), noise[:, 2::2, 0].ravel())[0, 1]) < 0.05
+    assert (degrade([gray], Degradation(noise=10.0), 6)[0] != again + 128).any()
+
+
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_effect_changes_the_picture(name):
     plain, sample = (render(make_style(**values), "word", degrade=False) for values in ({}, LOOKS[name]))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import cv2
 import numpy as np
@@ -97,13 +98,35 @@ def degrade(images: Sequence[np.ndarray], degradation: Degradation, seed: int) -
         images = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
         images = [cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in images]
     if degradation.noise > 0:
-        noise = np.random.default_rng(seed).standard_normal((height, width, 3), np.float32)
+        noise = _noise(seed, height, width)
         images = [cv2.addWeighted(image, 1, noise, degradation.noise, 0, dtype=cv2.CV_8U) for image in images]
     if degradation.jpeg > 0:
         options = [cv2.IMWRITE_JPEG_QUALITY, degradation.jpeg]
         files = [cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1] for image in images]
         images = [cv2.imdecode(file, cv2.IMREAD_COLOR_RGB) for file in files]
     return images
+
+
+def _noise(seed: int, height: int, width: int) -> np.ndarray:
+    """Noise of a sensor, (height, width, 3) float32 of mean 0 and standard deviation 1: fine grey and coarser colour.
+
+    Random bytes looked up in the quantiles of the normal distribution cost a third of NumPy's normal numbers, or less.
+    """
+    rng = np.random.default_rng(seed)
+    half = (height + 1) // 2, (width + 1) // 2
+    gray, color = (
+        cv2.LUT(np.frombuffer(rng.bytes(math.prod(shape)), np.uint8).reshape(shape), _quantiles() * np.float32(share))
+        for shape, share in (((height, width), 0.8), ((*half, 3), 0.6))
+    )
+    color = cv2.resize(color, (width, height), interpolation=cv2.INTER_NEAREST)
+    return cv2.add(color, cv2.merge([gray, gray, gray]))
+
+
+@lru_cache(maxsize=1)
+def _quantiles() -> np.ndarray:
+    normal = NormalDist()
+    values = np.array([normal.inv_cdf((number + 0.5) / 256) for number in range(256)], np.float32)
+    return values / values.std()
 
 
 def contrast(image: np.ndarray, mask: np.ndarray) -> float:
