@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from epigraph.data.synthesis import BUILTIN, FontError, StyleOptions, WordGenerator, WordSampler, find_fonts, open_face
+from epigraph.data.synthesis import BUILTIN, FontError, StyleOptions, WordGenerator, find_fonts, open_face
 
 WORDS = Path("/usr/share/dict/words")
 COUNT = 200
