@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections import Counter
 from dataclasses import replace
 
 import cv2
@@ -150,6 +151,17 @@ def test_words_too_small_or_too_faint_are_flagged_and_left_out_of_the_target(wor
     )
     assert scene.ignore and all(scene.ignore) and all(scene.texts)
     assert not scene.glyph.any() and scene.mask.any()
+
+
+def test_effects_tell_what_words_look_like(scenes):
+    counts = Counter(name for scene in scenes for word in scene.effects for name, on in word.items() if on)
+    words = sum(len(scene.texts) for scene in scenes)
+    assert min(counts["perspective"], counts["curve"]) > 0 and max(counts["perspective"], counts["curve"]) < words
+    assert counts["jpeg"] == 0
+    for scene in scenes:
+        assert len({style.degradation for style in scene.styles}) == 1
+        for polygon, effects in zip(scene.polygons, scene.effects):
+            assert effects["curve"] or len(polygon) == 4 or effects["elastic"]
 
 
 def test_erased_scenes_are_degraded_alike(words):

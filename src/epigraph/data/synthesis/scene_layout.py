@@ -47,6 +47,11 @@ class View:
         space = points @ (self.turn.T * self.scale)
         return space[..., :2] / (1 + space[..., 2:] / self.focal) + self.center
 
+    def effects(self) -> dict[str, bool]:
+        """Whether lines are bent, and whether the plane leans by over 5 degrees."""
+        leans = np.abs(self.turn[2]).max() > math.sin(math.radians(5))
+        return {"curve": abs(self.curvature) >= 1e-6, "perspective": bool(leans)}
+
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2) of a group's lines on the page: bent, then projected."""
         return self.project(self.bend(points))

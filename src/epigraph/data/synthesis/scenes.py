@@ -94,7 +94,10 @@ class SceneSample:
         texts: n words, as they are written, also where they are ignored.
         ignore: for each word, whether it is too small or too faint to read. Detection neither rewards nor punishes
             such words, and glyph targets leave them out: write "###" for them where a format has no such flag.
-        styles: n records of how the letters look; their `background` is the plate, or sums up the wall.
+        styles: n records of how the letters look; their `background` is the plate, or sums up the wall, and their
+            `degradation` is that of the whole page.
+        effects: for each word which effects it has, by name: as `Style.effects`, but with the curve of its line and
+            the slant of its plane (perspective: over 5 degrees), which no style of one word holds.
         unplaced: how many words of those asked for found no room.
     """
 
@@ -110,6 +113,7 @@ class SceneSample:
     texts: list[str]
     ignore: list[bool]
     styles: list[Style]
+    effects: list[dict[str, bool]]
     unplaced: int = 0
 
     def row(self) -> dict:
@@ -335,6 +339,7 @@ class SceneGenerator:
             bool(pale or _height(polygon) < self.options.ignore_height) for pale, polygon in zip(faint, polygons)
         ]
         vertical = [word.style.baseline.kind == "vertical" for word, _, _ in words]
+        styles = [replace(word.style, degradation=degradation, seed=seed) for word, _, _ in words]
         target = glyph_target(self.size, polygons, texts, ignore, vertical)
         return SceneSample(
             image=image,
@@ -348,7 +353,8 @@ class SceneGenerator:
             char_quads=[layout.char_quads for layout in layouts],
             texts=texts,
             ignore=ignore,
-            styles=[word.style for word, _, _ in words],
+            styles=styles,
+            effects=[style.effects() | view.effects() for style, (_, _, view) in zip(styles, words)],
             unplaced=self.words_per_scene - len(words),
         )
 
