@@ -157,6 +157,18 @@ def test_what_is_written_names_no_folder_of_this_machine(words, tmp_path, capsys
         Style.from_json(values, fonts=ROOT / "recipes")
 
 
+def test_a_list_of_mixed_scripts_and_things_that_cannot_be_drawn(tmp_path):
+    """No face has all of it; what can be drawn is, and nothing else gets a label."""
+    bad = ["\U0001f600smile", "a\x07b", "x" * 300, "\u4e2d\u6587", "\u0633\u0644\u0627\u0645", "ho\u200btel"]
+    (tmp_path / "list.txt").write_text("\n".join(["bread", "water", *bad] * 3))
+    arguments = ["--fonts", "built-in", "--words", str(tmp_path / "list.txt"), "--size", "32", "128", "--workers", "1"]
+    options = json.dumps({"numbers": 0, "rare": 0, "punctuation": 0, "cases": False})
+    recipe.main([*arguments, "--num_samples", "6", "--word_options", options, "--out", str(tmp_path / "out")])
+    rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.num_rows == 6
+    assert {text for row in rows for text in row["texts"]} <= {"bread", "water"}
+
+
 @pytest.mark.parametrize("value", [[], ["own.png"]])
 def test_preview_has_a_default_file(value, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from ...training import RecipeError, parse_recipe, parsed
 from ..readers import expand_path
 from .datasets import ATTEMPTS
-from .fonts import LATIN, find_fonts
+from .fonts import LATIN, FontError, find_fonts
 from .shards import FORMATS, ShardPlan, write_shards
 
 KINDS = ("words", "groups", "scenes", "formulas")
@@ -218,8 +218,7 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
 
     files = [expand_path(path) for path in args.words]
     words = _made(WordSampler, "word_options", args.word_options, files=files)
-    characters = args.characters or (_frequent_characters(words.words) if args.words else LATIN)
-    faces = find_fonts([expand_path(path) for path in args.fonts], characters, args.font_names)
+    faces = _faces(args, words.words)
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
     plain = args.style == "plain"
     options = StyleOptions.plain() if plain else _options(StyleOptions, "style", args.style)
@@ -262,9 +261,20 @@ def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
     return make, {"inputs": {"ink": [_digest(file.read_bytes()) for file in files], **inputs}}
 
 
-def _frequent_characters(words: list[str], count: int = 40) -> str:
-    """What a font must have to be of use for these words."""
-    return "".join(character for character, _ in Counter("".join(words)).most_common(count))
+def _faces(args: SynthesisArguments, words: list[str]) -> list:
+    """Faces for these words: with their 40 most frequent characters, or in lists of mixed scripts with fewer."""
+    folders, names = [expand_path(path) for path in args.fonts], args.font_names
+    if args.characters or not args.words:
+        return find_fonts(folders, args.characters or LATIN, names)
+    frequent = [character for character, _ in Counter("".join(words)).most_common(40)]
+    failed = []
+    for count in (40, 10, 1):
+        try:
+            return find_fonts(folders, "".join(frequent[:count]), names)
+        except FontError as error:
+            # A face never gets a word that it cannot draw, so that few characters are enough to be of use.
+            failed.append(error)
+    raise failed[0]
 
 
 def _digest(content: bytes) -> str:
