@@ -29,6 +29,7 @@ from epigraph.data.synthesis import (
     open_face,
     sample_style,
 )
+from epigraph.data.synthesis.backgrounds import TEXTURES
 
 WARM_UP = 4  # rounds
 ROUNDS = 3
@@ -58,7 +59,7 @@ class Measured:
         for texts, style in (label for _, labels in rounds for label in labels):
             self.words += len(texts)
             if style is not None:
-                self.effects.update(name for name, on in style.effects().items() if on)
+                self.effects.update(name for name, on in effects_of(style).items() if on)
         self.timed = ROUNDS * samples
 
     def timed_round(self, number: int) -> tuple[float, list]:
@@ -84,6 +85,14 @@ class Measured:
             profile.runcall(self.dataset.__getitem__, index)
         print(f"\n{self.name}: {self.samples} samples")
         pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(25)
+
+
+def effects_of(style) -> dict[str, bool]:
+    """The effects of a style; of `texture` also where it is."""
+    return style.effects() | {
+        "texture_on_letters": style.fill.kind == "texture",
+        "texture_on_background": style.background.kind in TEXTURES,
+    }
 
 
 def faces():
@@ -136,7 +145,7 @@ def synthesis_rows(wanted: Callable[[str], bool], profile: bool = False) -> Iter
         scenes = measured("scenes_512")
         yield "synthesis/scenes_512/words", scenes.words / scenes.timed, "words"
 
-    effects = sample_style(np.random.default_rng(0), [open_face(BUILTIN)], (32, 128)).effects()
+    effects = effects_of(sample_style(np.random.default_rng(0), [open_face(BUILTIN)], (32, 128)))
     for row in filter(wanted, (f"synthesis/share/{effect}" for effect in effects)):
         pairs = [measured("pairs_32x128"), measured("pairs_64x256")]
         found = sum(part.effects[row.rsplit("/", 1)[-1]] for part in pairs)
