@@ -148,6 +148,37 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path):
     assert list(contents(tmp_path / "out")) == ["manifest.json"]
 
 
+def test_a_full_disk_leaves_no_half_shard_and_is_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    wanted = plan(tmp_path / "out")
+    shards.prepare_folder(wanted)
+    monkeypatch.setattr(shards.os, "fsync", full)
+    with pytest.raises(OSError, match="train-00000-of-00003.parquet cannot be written .No space left on device."):
+        write_shards(wanted, workers=1, progress=False)
+    assert list(contents(tmp_path / "out")) == ["manifest.json"]
+    monkeypatch.undo()
+    assert write_shards(wanted, workers=1, progress=False)["rows"] == 50
+
+
+@pytest.mark.parametrize(
+    "recipe, said",
+    [
+        ({"kind": "words"}, "words in one style with labels that are exact"),
+        ({"kind": "scenes", "backgrounds": ["photos"]}, "in the column `styles`, and from the text; some of the back"),
+        ({"kind": "formulas", "ink": "ink.parquet"}, "a formula as ink, put together from the pen strokes"),
+        ({"kind": "formulas"}, "the skeletons of fonts"),
+    ],
+)
+def test_the_card_says_what_a_row_is(recipe, said, made):
+    from epigraph.cards import dataset_card
+
+    manifest = json.loads((made / "parquet" / "manifest.json").read_text())
+    card = dataset_card({**manifest, "recipe": recipe})
+    assert said in card and ("`style" in card) == (recipe["kind"] != "formulas")
+
+
 def test_broken_samples_are_left_out_and_counted(tmp_path, caplog):
     manifest = write_shards(plan(tmp_path / "out", FakeGenerator(broken=0.3)), workers=1, progress=False)
     (reason, count), = manifest["skipped"].items()  # fmt: skip

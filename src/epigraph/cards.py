@@ -60,8 +60,7 @@ DATASET_CARD = """---
 ---
 # {title}
 
-{rows:,} rows of labelled text images in {shards} shards, drawn by epigraph {version}. No image was photographed and no
-label was typed: every pixel and every label comes from the record in the column `style` and from the text.
+{rows:,} rows in {shards} shards, drawn by epigraph {version}. {about}
 
 ## Use
 
@@ -340,6 +339,22 @@ def adapter_card(repo_id: str, base_repo: str, results: dict, base_card: Path | 
     )
 
 
+_DRAWN = (
+    "Every row is {} with labels that are exact, because they come from the very record that it was drawn from, in "
+    "the column `{}`, and from the text{}."
+)
+
+
+def _about(recipe: dict) -> str:
+    """What a row of synthetic data is, in a sentence or two."""
+    kind = recipe["kind"]
+    if kind == "formulas":
+        hand = "the pen strokes of an ink set" if recipe.get("ink") else "the skeletons of fonts"
+        return f"Every row is a formula as ink, put together from {hand}: strokes, LaTeX, and whose stroke is whose."
+    pictures = "; some of the backgrounds are pictures, which are not in it" if recipe.get("backgrounds") else ""
+    return _DRAWN.format(*("a page", "styles") if kind == "scenes" else ("words in one style", "style"), pictures)
+
+
 def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
     """The README.md of shards that `epigraph synth` wrote, made from their manifest.
 
@@ -368,6 +383,7 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
     return DATASET_CARD.format(
         front=data.to_yaml().rstrip(),
         title=f"Synthetic {kind}",
+        about=_about(recipe),
         rows=rows,
         shards=len(manifest["shards"]),
         version=manifest["versions"].get("epigraph", ""),

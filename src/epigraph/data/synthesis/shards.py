@@ -140,6 +140,20 @@ def _in_place(path: Path):
         os.close(folder)
 
 
+@contextmanager
+def _told(path: Path):
+    """Let an error of the disk say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}); whole shards are kept: see to it, and run the same command "
+            "again"
+        ) from error
+
+
 def _as_json(value) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -216,7 +230,7 @@ def write_shard(plan: ShardPlan, index: int, tick=lambda: None) -> dict:
     path = plan.shard(index)
     samples = range(index * plan.shard_size, min((index + 1) * plan.shard_size, plan.num_samples))
     rejected, skipped = Counter(), Counter()
-    with _in_place(path) as file:
+    with _told(path), _in_place(path) as file:
         kind = _Parquet if plan.format == "parquet" else _WebDataset
         with closing(kind(file, row_features(plan.make))) as writer:
             rows = _fill(writer, plan, samples, rejected, skipped, tick)
