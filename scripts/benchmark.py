@@ -4,6 +4,9 @@
     python scripts/benchmark.py comer --only 'comer/b1/*' --json benchmark.json
     python scripts/benchmark.py synthesis --profile
 
+`synthesis` draws four rounds of every kind that fill the caches of glyphs and are not counted, then takes the best of
+three rounds of new samples, in about a minute of CPU in all.
+
 Times are CPU seconds of the process (on CUDA wall seconds). Rows are named alike on every machine; compare machines
 by `matmul_gflop_per_cpu_second`, which is measured at the start.
 """
