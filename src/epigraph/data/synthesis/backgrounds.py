@@ -175,17 +175,26 @@ def _color(rng: np.random.Generator) -> tuple[int, int, int]:
     """A colour as signs, packages, walls and screens have them."""
     draw = rng.random()
     if draw < 0.17:
-        hue, saturation, value = rng.random(), rng.random() * 0.5, rng.uniform(0.02, 0.22)
+        hue, saturation, value = common_hue(rng), rng.random() * 0.5, rng.uniform(0.02, 0.22)
     elif draw < 0.39:
         hue, saturation, value = rng.normal(0.12, 0.05) % 1, rng.random() ** 2 * 0.15, rng.uniform(0.85, 1.0)
     elif draw < 0.52:
         hue, saturation, value = rng.random(), rng.random() * 0.12, rng.uniform(0.25, 0.8)
     elif draw < 0.82:
-        hue = (0.0, 0.02, 0.09, 0.14, 0.36, 0.45, 0.57, 0.61, 0.66, 0.8)[int(rng.integers(10))]
-        hue, saturation, value = (hue + rng.normal(0, 0.015)) % 1, rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)
+        hue, saturation, value = common_hue(rng), rng.uniform(0.6, 1.0), rng.uniform(0.3, 1.0)
     else:
-        hue, saturation, value = rng.random(), rng.uniform(0.15, 0.5), rng.uniform(0.3, 0.85)
+        hue, saturation, value = common_hue(rng), rng.uniform(0.15, 0.5), rng.uniform(0.3, 0.85)
     return _rgb(hue, saturation, value)
+
+
+def common_hue(rng: np.random.Generator) -> float:
+    """A hue, 0..1, as often as signs have it: red, orange and blue by far the most, violet hardly ever."""
+    if rng.random() < 0.15:
+        return rng.random()
+    return (_HUES[int(rng.random() * len(_HUES))] + 0.02 * rng.normal()) % 1
+
+
+_HUES = (0.0, 0.98, 0.02, 0.06, 0.09, 0.12, 0.15, 0.36, 0.5, 0.57, 0.59, 0.61, 0.61, 0.64)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from .backgrounds import KINDS, Background, BackgroundPool, sample_background
+from .backgrounds import KINDS, Background, BackgroundPool, common_hue, sample_background
 from .drawing import painted
 from .fonts import Face, SynthesisError
 from .layout import face_metrics, glyph_size
@@ -92,9 +92,9 @@ class StyleOptions:
     border_width: Range = (0.05, 0.13)
     shadow_offset: Range = (0.04, 0.13)
     extrusion_depth: Range = (0.06, 0.2)
-    blur_sigma: Range = (0.3, 1.1)
+    blur_sigma: Range = (0.3, 1.4)
     motion_length: Range = (1.5, 4.0)
-    resample_scale: Range = (0.4, 0.85)
+    resample_scale: Range = (0.3, 0.85)
     noise_sigma: Range = (1.0, 9.0)
     jpeg_quality: tuple[int, int] = (30, 95)
     backgrounds: Mapping[str, float] = field(default_factory=lambda: dict(KINDS))
@@ -362,10 +362,10 @@ def _readable(background: Background, size, least: float) -> tuple[Background, f
 
 
 def _tint(rng: np.random.Generator, level: float) -> Color:
-    """A colour of a given luminance, often a grey, else of any hue."""
+    """A colour of a given luminance, often a grey, else of a hue that signs have."""
     level = min(max(level, 0.0), 255.0)
-    strength = 0.08 * rng.random() if rng.random() < 0.5 else rng.random() ** 0.5
-    hue = 6 * rng.random()
+    strength = 0.08 * rng.random() if rng.random() < 0.55 else rng.random() ** 0.5
+    hue = 6 * common_hue(rng)
     base = [255 * (1 - strength * (1 - min(max(abs((hue + shift) % 6 - 3) - 1, 0), 1))) for shift in (0, 4, 2)]
     luma = sum(weight * part for weight, part in zip(_LUMA, base))
     if level <= luma:
