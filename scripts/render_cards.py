@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from epigraph.cards import other_files, fill, metrics_table, read_results, render_card, results_files
+from epigraph.cards import fill, metrics_table, other_files, read_results, render_card, results_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
