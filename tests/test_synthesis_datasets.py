@@ -58,7 +58,7 @@ def test_rejected_attempts_are_drawn_again_and_counted_by_reason():
     assert reason == "the word … does not fit … pixels"
     assert 120 < count < 290, "about one for each sample"
     assert reason_of(KeyError("x")) == "…"
-    assert reason_of(OSError("the font /home/me/a.ttf, or ~/b.ttf: and/or 3")) == "the font …, or …: and/or …"
+    assert reason_of(OSError("the font /fonts/a.ttf, or ~/b.ttf: and/or 3")) == "the font …, or …: and/or …"
     hopeless = SynthesisDataset(FakeGenerator(rejected=1.0), 10, attempts=7)
     with pytest.raises(SynthesisError, match="sample 4 of seed 0 was rejected 7 times, at last because: the word 'w"):
         hopeless[4]
