@@ -1,7 +1,6 @@
 """`epigraph synth`: recipes, their errors, previews, the Hub, and datatrove's executors."""
 
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,12 +28,10 @@ def words(tmp_path):
     return ["--fonts", "built-in", "--words", str(tmp_path / "list.txt"), "--size", "32", "128"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes_say_what_exists(path):
-    if re.search(r"^kind:", path.read_text(), re.MULTILINE) is None:
-        pytest.skip("a recipe of training")
-    args = parse_recipe(["--recipe", str(path)], recipe.SynthesisArguments)
-    assert args.kind in path.stem and args.out is None, "the folder comes from the command line"
+@pytest.mark.parametrize("kind", ["words", "scenes", "formulas"])
+def test_shipped_recipes_say_what_exists(kind):
+    args = parse_recipe(["--recipe", str(ROOT / "recipes" / f"{kind}.yaml")], recipe.SynthesisArguments)
+    assert args.kind == kind and args.out is None, "the folder comes from the command line"
 
 
 @pytest.mark.parametrize("kind", ["words", "groups", "scenes"])

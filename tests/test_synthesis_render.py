@@ -19,7 +19,7 @@ from epigraph.data.synthesis.drawing import contrast, degrade, draw
 from epigraph.data.synthesis.fonts import BUILTIN, SynthesisError, open_face
 from epigraph.data.synthesis.rendering import GroupGenerator, WordGenerator, WordSample, render
 from epigraph.data.synthesis.sampling import StyleOptions, sample_style
-from epigraph.data.synthesis.style import Border, Degradation, Fill, Shadow, Style
+from epigraph.data.synthesis.style import Baseline, Border, Degradation, Fill, Shadow, Style
 
 EFFECTS = GEOMETRY | LOOKS
 FACE = open_face(BUILTIN)
@@ -271,6 +271,16 @@ def test_canvases_that_are_not_wide_hold_words_too(size):
     assert not bad.total(), bad
 
 
+def test_letters_on_a_sharp_wave_do_not_cross():
+    size = (100, 100)
+    style = make_style(size=size, font_size=0.4, baseline=Baseline("wave", 0.05, 0.475, 5.35))
+    sample = render(style, "EXIT", degrade=False)
+    for index, quad in enumerate(sample.char_quads[0], 1):
+        within, own = inside(quad, size), sample.char_maps[0] == index
+        assert own.sum() > 50 and sample.masks[0][within & own].sum() >= 0.99 * sample.masks[0][own].sum()
+        assert not sample.masks[0][within & (sample.char_maps[0] > 0) & ~own].any()
+
+
 def test_joined_letters_lie_level_on_high_canvases(monkeypatch):
     from epigraph.data.synthesis import sampling
 
@@ -332,15 +342,30 @@ def test_a_row_holds_every_label():
 # ---- bad input ----
 
 
-@pytest.mark.parametrize("size", [(0, 128), (-32, 128), (32, 100_000), (32,), (32.0, 128), (4, 128)])
+@pytest.mark.parametrize(
+    "size", [(0, 128), (-32, 128), (32, 100_000), (32,), (32.0, 128), (4, 128), None, 32, "ab", (32, None), ("32", 128)]
+)
 def test_canvases_that_cannot_be_drawn_are_refused(size):
     for attempt in (
         lambda: make_style(size=size),
         lambda: sample_style(np.random.default_rng(0), [FACE], size),
         lambda: WordGenerator([FACE], Words(), size=size),
+        lambda: SceneGenerator([FACE], Words(), size=size),
+        lambda: glyph_target(size if size != (4, 128) else (0, 1), [], []),
     ):
         with pytest.raises(SynthesisError, match="canvas of .* cannot be drawn; give height and width"):
             attempt()
+
+
+def test_sizes_may_be_whole_numbers_of_any_kind():
+    size = np.array([64, 128])
+    style = sample_style(np.random.default_rng(0), [FACE], size)
+    assert json.loads(json.dumps(style.to_json()))["size"] == [64, 128]
+    again = render(dataclasses.replace(style, size=tuple(size)), "word")
+    np.testing.assert_array_equal(again.images, render(style, "word").images)
+    for kind in (WordGenerator, SceneGenerator):
+        assert json.dumps(kind([FACE], Words(), size=size).size) == "[64, 128]"
+    assert glyph_target(tuple(size), [], []).image.shape == (64, 128)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ SIZES = (48, 96, 192, 384)  # pixels per em at which glyphs are drawn and cached
 MIN_CAP = 5.0  # pixels; smaller capitals cannot be told apart
 MIN_ADVANCE = 3.0  # pixels for each character
 MIN_SQUEEZE = 0.5
+MAX_BEND = 0.6  # height of the letters in radii of the baseline
 PAD = 0.6  # pixels around the ink of a character that belong to its quad
 
 
@@ -326,9 +327,12 @@ def _bend(style: "Style", points: np.ndarray) -> np.ndarray:
         out[:, 1] = base - 0.5 * rise + radius - (radius - y) * cosine
     elif line.kind == "wave" and line.amplitude:
         turn = 2 * math.pi / (line.wavelength * width)
-        angle = np.arctan(line.amplitude * height * turn * np.cos(turn * x + line.phase))
+        # Where a wave bends more sharply than letters are high, their sides would cross.
+        limit = MAX_BEND / (turn * turn * max(np.abs(y).max(), 1.0))
+        swing = min(max(line.amplitude * height, -limit), limit)
+        angle = np.arctan(swing * turn * np.cos(turn * x + line.phase))
         out[:, 0] = x - y * np.sin(angle)
-        out[:, 1] = base + line.amplitude * height * np.sin(turn * x + line.phase) + y * np.cos(angle)
+        out[:, 1] = base + swing * np.sin(turn * x + line.phase) + y * np.cos(angle)
     else:
         out[:, 0] = x
         out[:, 1] = base + y
