@@ -75,7 +75,7 @@ def render(
     pen = max(1, round(line_width * samples))
     for stroke in strokes:
         path = ((stroke - origin) * scale + border / 2) * samples - 0.5
-        _draw_stroke(draw, _thin_out(path, samples), pen)
+        _draw_stroke(draw, thin_out(path, samples), pen)
     return canvas.reduce(samples)
 
 
@@ -102,7 +102,7 @@ def _frame(
     return origin, scale, (width, height)
 
 
-def _thin_out(path: np.ndarray, step: float) -> np.ndarray:
+def thin_out(path: np.ndarray, step: float) -> np.ndarray:
     """Drop points until those kept lie about `step` apart: devices sample far more densely than pixels."""
     if len(path) < 3:
         return path

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ..ink import as_strokes, as_symbols
+from ..ink import as_strokes, as_symbols, thin_out
 from ..latex import LatexError, parse
 from .fonts import SynthesisError
 from .formula_layout import DISTANCES, FENCES, TYPICAL_BOXES, FormulaLayout, Glyph, Leaf, reach_of
@@ -137,7 +137,7 @@ class _Sample:
         points = np.concatenate(strokes)
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         origin = np.array([left, baseline])
-        self.strokes = [_thinned(((stroke - origin) / unit).astype(np.float32)) for stroke in strokes]
+        self.strokes = [thin_out(((stroke - origin) / unit).astype(np.float32), _SPACING) for stroke in strokes]
         self.box = ((top - baseline) / unit, (bottom - baseline) / unit, (right - left) / unit)
         self.writer = writer
 
@@ -148,16 +148,6 @@ def _covers(strokes: list[np.ndarray]) -> bool:
     place = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-6)
     bar = place[place[:, 0] > 0.65, 1]
     return bool(len(bar) and bar.max() < 0.4)
-
-
-def _thinned(stroke: np.ndarray) -> np.ndarray:
-    if len(stroke) < 4:
-        return stroke
-    travelled = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))])
-    cell = np.floor(travelled / _SPACING)
-    keep = np.concatenate([[True], cell[1:] != cell[:-1]])
-    keep[-1] = True
-    return stroke[keep]
 
 
 class _Formula:
