@@ -166,9 +166,12 @@ def test_broken_words_are_counted_skips_or_one_error():
 @pytest.mark.parametrize(
     "size, count, texts, reason",
     [
-        ((0, 64), 1, 1, "64 x 0"),
-        ((64, -1), 1, 1, "cannot be drawn on"),
-        ((64, 10**6), 1, 1, "cannot be drawn on"),
+        ((0, 64), 1, 1, "0 x 64"),
+        ((64, -1), 1, 1, "cannot be drawn"),
+        ((64, 10**6), 1, 1, "cannot be drawn"),
+        ((64.5, 64), 1, 1, "canvas of 64.5 x 64 pixels cannot be drawn"),
+        (("64", 64), 1, 1, "cannot be drawn"),
+        (None, 1, 1, "canvas of None pixels cannot be drawn"),
         ((64, 64), 2, 1, "2 polygons and 1 texts"),
         ((64, 64), 65536, 65536, "65536 words"),
     ],

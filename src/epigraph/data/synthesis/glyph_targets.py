@@ -25,6 +25,7 @@ import numpy as np
 from ...polygons import PolygonError, arc_length, check_polygon, edge_curves, instance_polygon
 from .fonts import BUILTIN, Face, FontError, SynthesisError, find_fonts, open_face
 from .shaping import Cell, check_text, shape
+from .style import check_size
 
 IGNORED = ("###", "")  # texts that say: something is written here, but nobody can or shall read it
 PLAIN_FAMILIES = ("Noto Sans", "Open Sans", "DejaVu Sans", "Liberation Sans")  # the order of preference
@@ -71,12 +72,10 @@ def glyph_target(
         strict: raise instead of skipping, except for "###", "" and `ignore`.
 
     Raises:
-        SynthesisError: the canvas has no area or is too large, the lists differ in length, over 65535 words.
+        SynthesisError: the size is no pair of whole numbers in 1..16384, the lists differ in length, over 65535 words.
         PolygonError, SynthesisError: with `strict`, for the first word that cannot be drawn.
     """
-    height, width = size
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise SynthesisError(f"a canvas of {width} x {height} px cannot be drawn on; sides go from 1 to {MAX_SIDE} px")
+    size = check_size(size, 1, MAX_SIDE)
     for name, given in {"texts": texts, "ignore": ignore, "vertical": vertical}.items():
         if given is not None and len(given) != len(polygons):
             raise SynthesisError(f"{len(polygons)} polygons and {len(given)} {name}; give one for each polygon")

@@ -108,12 +108,11 @@ class WordGenerator:
         contents: int = 2,
         backgrounds: BackgroundPool | None = None,
     ):
-        check_size(size)
         if contents < 1 or not faces:
             raise SynthesisError(
                 f"{contents} contents and {len(faces)} fonts are given; at least one of each is needed."
             )
-        self.faces, self.words, self.options, self.size = list(faces), words, options, tuple(size)
+        self.faces, self.words, self.options, self.size = list(faces), words, options, check_size(size)
         self.contents, self.backgrounds = contents, backgrounds
 
     def __call__(self, rng: np.random.Generator) -> WordSample:

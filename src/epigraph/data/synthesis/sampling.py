@@ -137,7 +137,7 @@ def sample_style(
     Raises:
         SynthesisError: the canvas is too small or too large, there is no face, or it lacks a character of `texts`.
     """
-    check_size(size)
+    size = check_size(size)
     if not faces:
         raise SynthesisError("there is no font to choose from; give at least one face.")
     face = faces[int(rng.random() * len(faces))]

@@ -174,7 +174,7 @@ class SceneGenerator:
     ):
         if not faces:
             raise SynthesisError("there is no font to choose from; give at least one face.")
-        check_size(tuple(size))
+        size = check_size(size)
         if min(size) < MIN_SIDE:
             raise SynthesisError(
                 f"a scene of {size[0]} x {size[1]} pixels has no room; give at least {MIN_SIDE} each."
@@ -182,7 +182,7 @@ class SceneGenerator:
         if not 1 <= words_per_scene <= MAX_WORDS:
             raise SynthesisError(f"{words_per_scene} words cannot be asked of a scene; give 1 to {MAX_WORDS}.")
         self.faces, self.words, self.options = list(faces), words, options
-        self.size, self.words_per_scene, self.backgrounds = tuple(size), words_per_scene, backgrounds
+        self.size, self.words_per_scene, self.backgrounds = size, words_per_scene, backgrounds
         # Lines are bent and turned as a group here, not word by word.
         self._style = replace(options.style, curve=0.0, perspective=0.0, vertical=0.0)
         self._small = replace(self._style, border=0.0, shadow=0.0, extrusion=0.0, elastic=0.0, opacity=0.0)

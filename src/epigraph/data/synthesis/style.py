@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import hashlib
 import math
+import operator
 import os
 import types
 import typing
@@ -189,7 +190,7 @@ class Style:
     seed: int = 0
 
     def __post_init__(self):
-        check_size(self.size)
+        object.__setattr__(self, "size", check_size(self.size))
         if self.blend not in BLENDS:
             raise SynthesisError(f"{self.blend!r} is no blend mode; choose one of {', '.join(BLENDS)}.")
         if self.baseline.kind not in ("straight", "arc", "wave", "vertical"):
@@ -272,16 +273,23 @@ class Style:
         }
 
 
-def check_size(size: tuple[int, int]) -> None:
-    """Refuse a canvas that cannot hold text.
+def check_size(size: Sequence[int], least: int = 8, most: int = MAX_SIDE) -> tuple[int, int]:
+    """Height and width of a canvas as a pair of Python's integers, from whole numbers of any kind (NumPy's ...).
 
     Raises:
-        SynthesisError: it is no pair of whole numbers in 8..MAX_SIDE.
+        SynthesisError: it is no pair of whole numbers in `least`..`most`.
     """
-    if len(size) != 2 or not all(isinstance(side, int) and 8 <= side <= MAX_SIDE for side in size):
-        raise SynthesisError(
-            f"a canvas of {' x '.join(map(str, size))} pixels cannot be drawn; give height and width in 8..{MAX_SIDE}."
-        )
+    try:
+        height, width = (operator.index(side) for side in size)
+        if least <= height <= most and least <= width <= most:
+            return height, width
+    except (TypeError, ValueError):  # no pair, or of something else
+        pass
+    sides = size if isinstance(size, (tuple, list)) else [size]
+    shown = " x ".join(map(str, sides))
+    raise SynthesisError(
+        f"a canvas of {shown:.60} pixels cannot be drawn; give height and width as whole numbers in {least}..{most}."
+    )
 
 
 def _as_tuple(paths: Paths) -> tuple[str, ...]:
