@@ -192,7 +192,7 @@ def _nothing_found(folders, characters: str, names, files: int, counts: str) -> 
         f"no font{wish} with all of {shown!r} was found in {where} ({files} font files; left out: "
         f"{counts or 'none'}); "
         "install some, on Debian and Ubuntu `apt install fonts-dejavu-core fonts-liberation2 fonts-lato` "
-        f"(docs/fonts.md lists more), give a folder with fonts, or use Pillow's own as folders=[{BUILTIN!r}]."
+        f"(docs/fonts.md lists more), or give a folder with fonts; in its place {BUILTIN} stands for Pillow's own."
     )
 
 
