@@ -227,6 +227,8 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
         (["--out", "x", "--executor", "local", "--tasks", "-1"], "tasks must be at least 1, not -1"),
         (["--out", "x", "--style", "{curve"], "style is no JSON"),
         (["--out", "x", "--style", '{"curve": "much"}'], "style.curve must be a number from 0, not 'much'"),
+        (["--out", "x", "--style", '{"backgrounds": {"marble": 1}}'], "the background kind 'marble' does not exist"),
+        (["--out", "x", "--style", '{"backgrounds": {"plain": 0}}'], "backgrounds need shares above 0"),
         (["--out", "x", "--style", '{"curve": 2}'], "style.curve is a share, 0 to 1, not 2"),
         (["--out", "x", "--style", '{"blur_sigma": 3}'], "style.blur_sigma must be a list of 2 numbers"),
         (["--out", "x", "--style", '{"blur_sigma": [3, 1]}'], "least and most in this order"),
@@ -250,6 +252,14 @@ def test_what_cannot_be_is_one_sentence(words, arguments, message, tmp_path, mon
     said = str(end.value)
     assert said.startswith("epigraph: ") and message in said and "\n" not in said
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.png").exists()
+
+
+def test_words_of_a_list_that_are_left_out_are_reported(words, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("bread water street \U0001f600 b\u202ead " + "x" * 26)
+    recipe.main([*words, "--num_samples", "2", "--workers", "1", "--out", str(tmp_path / "out")])
+    left_out = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]["words"]["left_out"]
+    assert left_out == {"not to be drawn": 2, "too short or too long": 1}
+    assert "words of the list left out: 2 not to be drawn" in capsys.readouterr().out
 
 
 def test_preview_shows_every_sample(words, tmp_path):

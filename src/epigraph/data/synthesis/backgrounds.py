@@ -120,7 +120,7 @@ def sample_background(
         left, top = rng.random() * (1 - zoom), rng.random() * (1 - zoom)
         path = pool.paths[int(rng.integers(len(pool.paths)))]
         return Background("file", seed, (), size, path=path, box=(left, top, left + zoom, top + zoom))
-    names, weights = _weights(tuple(kinds.items()))
+    names, weights = kind_weights(tuple(kinds.items()))
     kind = names[min(int(np.searchsorted(weights, rng.random(), side="right")), len(names) - 1)]
     return Background(
         kind,
@@ -270,10 +270,17 @@ _PALETTES: dict[str, Callable] = {
 
 
 @lru_cache(maxsize=64)
-def _weights(kinds: tuple[tuple[str, float], ...]) -> tuple[tuple[str, ...], np.ndarray]:
+def kind_weights(kinds: tuple[tuple[str, float], ...]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Painted kinds and the running sums of their shares, from pairs of kind and relative frequency.
+
+    Raises:
+        SynthesisError: a kind does not exist, or no share is above 0.
+    """
     unknown = [kind for kind, _ in kinds if kind not in KINDS]
     shares = np.array([share for _, share in kinds], np.float64)
-    if unknown or not len(shares) or (shares < 0).any() or not shares.sum() > 0:
+    if unknown:
+        raise SynthesisError(f"the background kind {unknown[0]!r} does not exist; choose from {', '.join(KINDS)}.")
+    if not len(shares) or (shares < 0).any() or not shares.sum() > 0:
         raise SynthesisError(f"backgrounds need shares above 0 of {', '.join(KINDS)}, not {dict(kinds)}.")
     return tuple(kind for kind, _ in kinds), np.cumsum(shares / shares.sum())
 

@@ -237,7 +237,11 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     make = _made(Generator, "generator", args.generator, **common)
     inputs = {
         "fonts": [f"{face.name} {face.digest}" for face in faces],
-        "words": {"count": len(words.words), "digest": _digest("\n".join(words.words).encode())},
+        "words": {
+            "count": len(words.words),
+            "digest": _digest("\n".join(words.words).encode()),
+            "left_out": words.left_out,
+        },
         "backgrounds": [_digest(Path(path).read_bytes()) for path in pool.paths] if pool else [],
     }
     return make, {"options": asdict(options), "inputs": inputs}
@@ -329,6 +333,8 @@ def report(manifest: dict) -> str:
             share = sum(counts.values()) / (manifest["rows"] + sum(counts.values()))
             lines.append(f"{what}: {sum(counts.values()):,} ({100 * share:.2f} %)")
             lines += [f"  {count:,} {reason}" for reason, count in counts.items()]
+    unused = manifest.get("inputs", {}).get("words", {}).get("left_out", {})
+    lines += [f"words of the list left out: {count:,} {reason}" for reason, count in unused.items()]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from .backgrounds import KINDS, Background, BackgroundPool, common_hue, sample_background
+from .backgrounds import KINDS, Background, BackgroundPool, common_hue, kind_weights, sample_background
 from .drawing import painted
 from .fonts import Face, SynthesisError
 from .layout import face_metrics, glyph_size
@@ -99,6 +99,9 @@ class StyleOptions:
     jpeg_quality: tuple[int, int] = (30, 95)
     backgrounds: Mapping[str, float] = field(default_factory=lambda: dict(KINDS))
     pool_share: float = 0.5
+
+    def __post_init__(self):
+        kind_weights(tuple(self.backgrounds.items()))
 
     @classmethod
     def plain(cls) -> "StyleOptions":

@@ -58,6 +58,7 @@ class WordSampler:
 
     Attributes:
         words: as read, in the order of the files.
+        left_out: how many were not, for want of a fitting length, or because they hold emoji, control characters ...
 
     Raises:
         ValueError: shares outside 0..1, lengths that leave no word, or a file that cannot be read, is not UTF-8, or
@@ -91,11 +92,12 @@ class WordSampler:
                 self._keep(_made_up(20_000), left_out)
             else:
                 self._keep(_read_words(Path(file), english=not files), left_out)
-        logger.info("%d words; left out: %s", len(self.words), dict(left_out) or "none")
+        self.left_out = dict(left_out)
+        logger.info("%d words; left out: %s", len(self.words), self.left_out or "none")
         if not self.words:
             raise ValueError(
                 f"no word of {min_length} to {max_length} characters in {', '.join(map(str, files)) or DEFAULT_LIST} "
-                f"(left out: {dict(left_out) or 'none'}); give other files or lengths."
+                f"(left out: {self.left_out or 'none'}); give other files or lengths."
             )
         self._by_length: dict[int, list[str]] = {}
         for word in self.words:
