@@ -47,7 +47,7 @@ def test_parquet_is_read_by_datasets(made, tmp_path):
         assert np.array_equal(row["image"], sample.images[0]) and np.array_equal(row["images"][1], sample.images[1])
         assert row["text"] == sample.row()["text"] and np.array_equal(row["quads"], sample.row()["quads"])
     folder = load_dataset(str(made / "parquet"), split="train", cache_dir=str(tmp_path))
-    assert folder.num_rows == 50, "the card says where the data is"
+    assert folder.num_rows == 50, "the data is found in the folder"
 
 
 def test_webdataset_is_read_by_datasets(made, tmp_path):
@@ -177,6 +177,15 @@ def test_the_card_says_what_a_row_is(recipe, said, made):
     manifest = json.loads((made / "parquet" / "manifest.json").read_text())
     card = dataset_card({**manifest, "recipe": recipe})
     assert said in card and ("`style" in card) == (recipe["kind"] != "formulas")
+
+
+def test_folders_of_the_same_name_are_not_taken_for_each_other(tmp_path):
+    """`datasets` keeps what it read in a cache; there, other shards are other data."""
+    for parent, seed in (("one", 5), ("two", 6)):
+        out = tmp_path / parent / "words"
+        made = write_shards(plan(out, num_samples=20 + seed, seed=seed), workers=1, progress=False)
+        rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+        assert rows.num_rows == made["rows"] == 20 + seed
 
 
 def test_broken_samples_are_left_out_and_counted(tmp_path, caplog):

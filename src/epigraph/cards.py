@@ -372,7 +372,7 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
         size_categories=next((name for bound, name in bounds.items() if rows < bound), "n>10M"),
         task_categories=["image-to-text"],
         tags=["epigraph", "synthetic", "ocr", kind],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        # No `configs`: `datasets` finds data/train-*, and with them takes any folder of this name for the same data.
     )
     attempts = rows + sum(manifest["rejected"].values())
 
