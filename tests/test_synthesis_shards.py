@@ -188,6 +188,12 @@ def test_folders_of_the_same_name_are_not_taken_for_each_other(tmp_path):
         assert rows.num_rows == made["rows"] == 20 + seed
 
 
+def test_folders_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(OSError, match="the folder .*file/out cannot be made .*; name another one"):
+        write_shards(plan(tmp_path / "file" / "out"), workers=1, progress=False)
+
+
 def test_broken_samples_are_left_out_and_counted(tmp_path, caplog):
     manifest = write_shards(plan(tmp_path / "out", FakeGenerator(broken=0.3)), workers=1, progress=False)
     (reason, count), = manifest["skipped"].items()  # fmt: skip

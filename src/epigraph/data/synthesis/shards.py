@@ -277,14 +277,18 @@ def prepare_folder(plan: ShardPlan) -> None:
 
     Raises:
         ValueError: the folder holds other files, or shards made from something else; it tells what differs.
+        OSError: the folder cannot be made.
     """
     header, manifest = plan.header(), plan.out / "manifest.json"
     if manifest.exists():
         check_header(header, manifest)
     elif plan.out.exists() and any(path.suffix != ".partial" for path in plan.out.iterdir()):
         raise ValueError(f"{plan.out} holds files but no manifest.json; name an empty or a new folder")
-    for folder in (plan.shard(0).parent, plan.record(0).parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (plan.shard(0).parent, plan.record(0).parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {plan.out} cannot be made ({error.strerror}); name another one") from error
     if not manifest.exists():
         replace_file(manifest, _as_json(header))
 
