@@ -273,6 +273,16 @@ def test_canvases_that_are_not_wide_hold_words_too(size):
     assert not bad.total(), bad
 
 
+@pytest.mark.parametrize("line", [Baseline("arc", 0.4), Baseline("arc", -0.4), Baseline("wave", 0.1, 0.5, 1.0)])
+@pytest.mark.parametrize("text", ["MW", "WOMEN"])
+def test_polygons_of_curved_words_hold_their_ink(line, text):
+    style = make_style(size=(64, 256), font_size=0.3, max_stretch=3.0, baseline=line)
+    sample = render(style, text, degrade=False)
+    points = shapely.points(np.stack(np.meshgrid(np.arange(256) + 0.5, np.arange(64) + 0.5), -1))
+    within = shapely.contains(shapely.Polygon(sample.polygons[0]).buffer(0.5), points)
+    assert sample.masks[0][within].sum() >= 0.99 * sample.masks[0].sum()
+
+
 def test_letters_on_a_sharp_wave_do_not_cross():
     size = (100, 100)
     style = make_style(size=size, font_size=0.4, baseline=Baseline("wave", 0.05, 0.475, 5.35))

@@ -27,6 +27,7 @@ SIZES = (48, 96, 192, 384)  # pixels per em at which glyphs are drawn and cached
 MIN_CAP = 5.0  # pixels; smaller capitals cannot be told apart
 MIN_ADVANCE = 3.0  # pixels for each character
 MIN_SQUEEZE = 0.5
+MAX_PIECES = 12  # of a polygon's long edge
 MAX_BEND = 0.6  # height of the letters in radii of the baseline
 PAD = 0.6  # pixels around the ink of a character that belong to its quad
 
@@ -251,7 +252,7 @@ def _set_line(style: "Style", text: str, scale: float) -> _Flat:
     drawn = boxes
     if line.sliced:
         bitmaps, drawn = _joined(bitmaps, boxes, order)
-    points = np.concatenate([_corners(drawn, order), _corners(padded, order), _outline(style, low, high)])
+    points = np.concatenate([_corners(drawn, order), _corners(padded, order), _outline(style, boxes)])
     if vertical:
         points *= zoom
         length = (high[1] - low[1]) * zoom
@@ -297,12 +298,16 @@ def _corners(boxes: np.ndarray, order: np.ndarray | None) -> np.ndarray:
     return corners.reshape(-1, 2)
 
 
-def _outline(style: "Style", low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The box around the ink, its long edges cut into pieces short enough to follow the baseline."""
-    kind = style.baseline.kind
-    points = {"arc": 6, "wave": 10}.get(kind, 5 if style.elastic and kind == "straight" else 2)
-    x = np.linspace(low[0], high[0], points)
-    out = np.empty((2, points, 2))
+def _outline(style: "Style", boxes: np.ndarray) -> np.ndarray:
+    """The box around the ink; where the line bends, its long edges are cut at letters' ends, and so hold them."""
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    bends = style.baseline.kind in ("arc", "wave") or style.elastic and style.baseline.kind == "straight"
+    x = np.array([low[0], high[0]])
+    if bends and len(boxes) > MAX_PIECES:
+        x = np.linspace(low[0], high[0], MAX_PIECES + 1)
+    elif bends:  # where letters end too, as long as they are few
+        x = np.sort(boxes[:, ::2].ravel() if 2 * len(boxes) <= MAX_PIECES else np.append(boxes[:, 0], high[0]))
+    out = np.empty((2, len(x), 2))
     out[0, :, 0], out[1, :, 0] = x, x[::-1]
     out[0, :, 1], out[1, :, 1] = low[1], high[1]
     return out.reshape(-1, 2)
