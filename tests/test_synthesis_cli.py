@@ -176,7 +176,7 @@ def test_preview_has_a_default_file(value, words, tmp_path, monkeypatch, capsys)
 
 def test_formulas_vary_a_given_corpus(tmp_path):
     """From a text file, from CROHME's captions, and from data in the formula schema."""
-    from epigraph.data.synthesis.formulas import read_captions
+    from epigraph.data.synthesis.formula_labels import read_captions
 
     (tmp_path / "a.txt").write_text("x + y\n\n1 + 2\n")
     (tmp_path / "b.txt").write_text("form1\tx + y\nform2\t1 + 2\n")

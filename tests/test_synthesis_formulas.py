@@ -15,8 +15,9 @@ from epigraph.data.latex import normalise, parse
 from epigraph.data.synthesis.fonts import BUILTIN, SynthesisError, open_face
 from epigraph.data.synthesis.formula_fonts import FontHands, trace
 from epigraph.data.synthesis.formula_ink import InkSet
+from epigraph.data.synthesis.formula_labels import FormulaCorpus, FormulaGrammar
 from epigraph.data.synthesis.formula_layout import LABELS, FormulaLayout
-from epigraph.data.synthesis.formulas import FormulaCorpus, FormulaGenerator, FormulaGrammar, FormulaSample
+from epigraph.data.synthesis.formulas import FormulaGenerator, FormulaSample
 
 KNOWN = set(r"a b c x y n 0 1 2 3 + - = < ( ) , \frac \sqrt \cdot \in \sin \sum".split())
 CAPTIONS = [

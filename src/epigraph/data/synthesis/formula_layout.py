@@ -4,10 +4,10 @@ A formula is a tree of lines (`epigraph.data.latex.parse`). Every line has a bas
 digits; a `Pen` supplies the glyphs, in units relative to the baseline, and draws every distance of the layout (gap
 between neighbours, size and place of scripts, clearance of fraction bars ...) from how one writes by hand.
 
-Why not a typesetter: ziamath 0.13 was tried. It sets `( \frac { a } { b } ) ^ { 2 }` right, but takes 4 to 6 ms a
-formula, more than a whole formula may cost here; LaTeX goes through MathML, which joins the digits of a number and
-gives no way back from glyphs to tokens; and its distances are those of one printed font, where real hands scatter
-by half a unit. Its font serves as the last resort for glyphs (`formula_ink`).
+Why not a typesetter: ziamath 0.13 was tried. It sets `( \frac { a } { b } ) ^ { 2 }` right, but LaTeX goes
+through MathML, which joins the digits of a number and gives no way back from glyphs to tokens; its distances are those
+of one printed font, where real hands scatter; and it is slower than all the rest of a formula. Its font serves as the
+last resort for glyphs (`formula_fonts`).
 """
 
 from __future__ import annotations

@@ -248,7 +248,8 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
 
 
 def _formulas(args: SynthesisArguments) -> tuple[object, dict]:
-    from .formulas import FormulaGenerator, read_captions
+    from .formula_labels import read_captions
+    from .formulas import FormulaGenerator
 
     captions = [caption for path in args.captions for caption in read_captions(path)] or None
     inputs = {}
