@@ -6,9 +6,19 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .models import MODELS
 from .models.configuration_comer import CoMERConfig
+from .models.configuration_pixelvit import PixelViTConfig
 from .models.image_processing import TextImageProcessor
+from .models.image_processing_pixelvit import PixelViTImageProcessor
 from .models.modeling_comer import CoMERForConditionalGeneration
 from .models.modeling_comer_encoder import CoMEREncoder
+from .models.modeling_pixelvit import (
+    PixelViTBackbone,
+    PixelViTForImageClassification,
+    PixelViTForSemanticSegmentation,
+    PixelViTModel,
+)
+from .models.modeling_pixelvit_pretraining import PixelViTForPreTraining
+from .models.pixel_sets import pad_pixel_sets
 from .models.processing import TextProcessor
 
 __version__ = "0.1.0"
@@ -18,7 +28,8 @@ for _config, _classes, _image_processor, _processor in MODELS:
     for _auto, _model in _classes.items():
         getattr(transformers, _auto).register(_config, _model)
     AutoImageProcessor.register(_config, image_processor_classes={"pil": _image_processor})
-    AutoProcessor.register(_config, _processor)
+    if _processor is not None:
+        AutoProcessor.register(_config, _processor)
 
 # They need the classes registered above.
 from .pipelines import FormulaRecognitionPipeline  # noqa: E402
@@ -30,7 +41,15 @@ __all__ = [
     "CoMERForConditionalGeneration",
     "FormulaReading",
     "FormulaRecognitionPipeline",
+    "PixelViTBackbone",
+    "PixelViTConfig",
+    "PixelViTForImageClassification",
+    "PixelViTForPreTraining",
+    "PixelViTForSemanticSegmentation",
+    "PixelViTImageProcessor",
+    "PixelViTModel",
     "TextImageProcessor",
     "TextProcessor",
+    "pad_pixel_sets",
     "read",
 ]

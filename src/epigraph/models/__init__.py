@@ -1,12 +1,22 @@
 """Models, configurations and processors. `MODELS` is the one table of what the Auto classes give."""
 
 from .configuration_comer import CoMERConfig
+from .configuration_pixelvit import PixelViTConfig
 from .image_processing import TextImageProcessor
+from .image_processing_pixelvit import PixelViTImageProcessor
 from .modeling_comer import CoMERForConditionalGeneration
 from .modeling_comer_encoder import CoMEREncoder
+from .modeling_pixelvit import (
+    PixelViTBackbone,
+    PixelViTForImageClassification,
+    PixelViTForSemanticSegmentation,
+    PixelViTModel,
+)
+from .modeling_pixelvit_pretraining import PixelViTForPreTraining
+from .pixel_sets import pad_pixel_sets
 from .processing import TextProcessor
 
-# (config, {Auto class: model class}, image processor, processor)
+# (config, {Auto class: model class}, image processor, processor or None where there is no text)
 MODELS = [
     (
         CoMERConfig,
@@ -17,6 +27,18 @@ MODELS = [
         TextImageProcessor,
         TextProcessor,
     ),
+    (
+        PixelViTConfig,
+        {
+            "AutoModel": PixelViTModel,
+            "AutoModelForImageClassification": PixelViTForImageClassification,
+            "AutoModelForSemanticSegmentation": PixelViTForSemanticSegmentation,
+            "AutoModelForPreTraining": PixelViTForPreTraining,
+            "AutoBackbone": PixelViTBackbone,
+        },
+        PixelViTImageProcessor,
+        None,
+    ),
 ]
 
 __all__ = [
@@ -24,6 +46,14 @@ __all__ = [
     "CoMERConfig",
     "CoMEREncoder",
     "CoMERForConditionalGeneration",
+    "PixelViTBackbone",
+    "PixelViTConfig",
+    "PixelViTForImageClassification",
+    "PixelViTForPreTraining",
+    "PixelViTForSemanticSegmentation",
+    "PixelViTImageProcessor",
+    "PixelViTModel",
     "TextImageProcessor",
     "TextProcessor",
+    "pad_pixel_sets",
 ]

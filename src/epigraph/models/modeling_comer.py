@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from .configuration_comer import CoMERConfig
 from .generation_comer import CoMERGenerationMixin
 from .grammar_comer import grammar_from_vocabulary
+from .layers import eager_attention_forward
 from .modeling_comer_encoder import (
     CoMERBatchNorm,
     CoMEREncoder,
@@ -97,24 +98,6 @@ class CoMERAttentionRefinement(nn.Module):
         mask = feature_mask.repeat(rows // feature_mask.shape[0], 1, 1).repeat_interleave(length, dim=0)
         penalty = self.penalty(coverage, mask, None if valid is None else valid.flatten())
         return penalty.view(rows, length, -1, height * width).transpose(1, 2)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-):
-    """Plain attention, (rows, heads, length, head_dim) each; `attention_mask` is added to the scores."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
 
 
 class CoMERAttention(nn.Module):
