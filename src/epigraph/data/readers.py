@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FORMULA_COLUMNS = (("text",), ("image", "strokes"))
 IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg")
 # Bounds on archives and tables that come from outside.
 MAX_MEMBER_BYTES = 20 * 2**20
@@ -77,11 +78,11 @@ def load_formulas(path: str | Path, split: str | None = None, source: str | None
     """
     path = expand_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; {path.parent} holds {_listing(path.parent)}.")
+        raise FileNotFoundError(f"{path}: no such file or folder; {path.parent} holds {listing(path.parent)}.")
     report = LabelReport()
-    if parquet := _files(path, ".parquet"):
-        dataset = _load_parquet(parquet, path, split)
-    elif inkml := _files(path, ".inkml"):
+    if parquet := files_below(path, ".parquet"):
+        dataset = load_parquet(parquet, path, split, "formulas", FORMULA_COLUMNS)
+    elif inkml := files_below(path, ".inkml"):
         inkml = _inkml_of_split(inkml, path, split)
         dataset = _in_memory(_inkml_rows(inkml, path, report), "strokes", len(inkml))
     elif path.suffix.lower() == ".zip":
@@ -94,7 +95,7 @@ def load_formulas(path: str | Path, split: str | None = None, source: str | None
     else:
         raise ValueError(
             f"{path}: no formulas found; expected parquet or InkML files, caption.txt with img/, train_labels.txt "
-            f"with train_images/, or metadata.csv or .jsonl, but it holds {_listing(path)}."
+            f"with train_images/, or metadata.csv or .jsonl, but it holds {listing(path)}."
         )
     if report.labels:
         dataset.info.description = str(report)
@@ -102,7 +103,7 @@ def load_formulas(path: str | Path, split: str | None = None, source: str | None
     # Parquet has been narrowed to the split while reading.
     for column, wanted in (("split", None if parquet else split), ("source", source)):
         if wanted is not None:
-            dataset = _narrow(dataset, column, wanted, path)
+            dataset = narrow(dataset, column, wanted, path)
     if not len(dataset):
         first = f", first {report.rejected[0][0]}: {report.rejected[0][1]}" if report.rejected else ""
         raise ValueError(f"{path}: no usable formula in it ({len(report.rejected)} rejected{first}).")
@@ -160,37 +161,53 @@ def expand_path(path: str | Path) -> Path:
 # -------------------------------------------------------------------------------------------------- parquet
 
 
-def _load_parquet(files: list[Path], path: Path, split: str | None) -> Dataset:
+def load_parquet(
+    files: list[Path], path: Path, split: str | None, kind: str, needed: tuple[tuple[str, ...], ...]
+) -> Dataset:
+    """Rows of parquet files, narrowed to `split`: their column `split`, or what their names begin with.
+
+    Args:
+        files: `path` itself, or what was found below.
+        split: keep these rows only; None for all.
+        kind: what the rows are, for messages.
+        needed: columns that a file must have, of each group one.
+
+    Raises:
+        ValueError: a file that is not parquet or does not fit, files of different columns, no rows, no such split.
+    """
     import datasets
     import pyarrow
     import pyarrow.parquet
 
-    columns = {}
+    columns, count = {}, 0
     for file in files:
         try:
-            columns[file] = set(pyarrow.parquet.read_schema(file).names)
+            metadata = pyarrow.parquet.read_metadata(file)
+            columns[file] = set(metadata.schema.to_arrow_schema().names)
+            count += metadata.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]}).") from None
-        if "text" not in columns[file] or not columns[file] & {"image", "strokes"}:
-            raise ValueError(f"{file}: not formulas; it has the columns {', '.join(sorted(columns[file]))}, but "
-                             "'text' and 'image' or 'strokes' are needed.")  # fmt: skip
+        if not all(columns[file].intersection(group) for group in needed):
+            names = " and ".join(" or ".join(map(repr, group)) for group in needed)
+            raise ValueError(f"{file}: not {kind}; it has the columns {', '.join(sorted(columns[file]))}, but "
+                             f"{names} are needed.")  # fmt: skip
+    if not count:
+        raise ValueError(f"{path}: there are no rows in it.")
     if len(set(map(frozenset, columns.values()))) > 1:
-        raise ValueError(f"{path}: its parquet files have different columns; name one of {_listing(path)}.")
+        raise ValueError(f"{path}: its parquet files have different columns; name one of {listing(path)}.")
 
     filters = None
     if split is not None:
         if "split" in columns[files[0]]:
-            splits = set()
-            for file in files:
-                splits.update(pyarrow.parquet.read_table(file, columns=["split"])["split"].unique().to_pylist())
+            splits = column_values(files, "split")
             if split not in splits:
-                raise ValueError(f"{path}: no split '{split}'; there are {_names(splits)}.")
+                raise ValueError(f"{path}: no split '{split}'; there are {names_of(map(str, splits))}.")
             filters = [("split", "==", split)]
         else:
             # The Hub's naming: train-00000-of-00002.parquet.
             named = [file for file in files if re.fullmatch(rf"{re.escape(split)}(-.*)?", file.stem)]
             if not named:
-                raise ValueError(f"{path}: no split '{split}'; the files are {_names(file.name for file in files)}.")
+                raise ValueError(f"{path}: no split '{split}'; the files are {names_of(file.name for file in files)}.")
             files = named
     dataset = datasets.Dataset.from_parquet([str(file) for file in files], filters=filters)
     if "id" not in dataset.column_names:
@@ -198,6 +215,14 @@ def _load_parquet(files: list[Path], path: Path, split: str | None) -> Dataset:
     if "image" in dataset.column_names and not isinstance(dataset.features["image"], datasets.Image):
         dataset = dataset.cast_column("image", datasets.Image())
     return dataset
+
+
+def column_values(files: list[Path], column: str) -> set:
+    """All values that stand in a column of parquet files, `None` among them where one is missing."""
+    import pyarrow.parquet
+
+    tables = [pyarrow.parquet.read_table(file, columns=[column])[column] for file in files]
+    return {value for table in tables for value in table.unique().to_pylist()}
 
 
 # ---------------------------------------------------------------------------------------------------- InkML
@@ -210,7 +235,7 @@ def _inkml_of_split(files: list[Path], path: Path, split: str | None) -> list[Pa
     folders = {file: file.relative_to(path).parts[0] if file.parent != path else None for file in files}
     kept = [file for file, folder in folders.items() if folder in (split, None)]
     if not kept:
-        raise ValueError(f"{path}: no split '{split}'; there are {_names(set(folders.values()))}.")
+        raise ValueError(f"{path}: no split '{split}'; there are {names_of(set(folders.values()))}.")
     return kept
 
 
@@ -388,7 +413,7 @@ def _metadata_rows(tables: list[Path], path: Path, report: LabelReport) -> Itera
             report.labels += 1
             name, text = row.get("file_name"), row.get("text")
             if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(f"{table}: needs the columns file_name and text; it has {_names(map(str, row))}.")
+                raise ValueError(f"{table}: needs the columns file_name and text; it has {names_of(map(str, row))}.")
             image = (root / name).resolve()
             if not image.is_relative_to(root) or not image.is_file():
                 report.rejected.append((name, f"no such image beside {table}"))
@@ -442,30 +467,32 @@ def _in_memory(rows: Iterable[dict], kind: str, total: int | None = None) -> Dat
     return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
-def _narrow(dataset: Dataset, column: str, wanted: str, path: Path) -> Dataset:
+def narrow(dataset: Dataset, column: str, wanted: str, path: Path) -> Dataset:
+    """The rows with this value in a column; ValueError that names the values there are, where none has it."""
     if column not in dataset.column_names:
         raise ValueError(f"{path}: asked for {column} '{wanted}', but the rows have no column '{column}'.")
     values = dataset[column]
     kept = [index for index, value in enumerate(values) if value == wanted]
     if not kept:
-        raise ValueError(f"{path}: no {column} '{wanted}'; there are {_names(map(str, set(values)))}.")
+        raise ValueError(f"{path}: no {column} '{wanted}'; there are {names_of(map(str, set(values)))}.")
     return dataset.select(kept)
 
 
-def _files(path: Path, suffix: str) -> list[Path]:
+def files_below(path: Path, suffix: str) -> list[Path]:
     """The file itself or all files below, with this suffix, sorted."""
     if path.is_file():
         return [path] if path.suffix.lower() == suffix else []
     return sorted(file for file in path.rglob("*") if file.suffix.lower() == suffix and file.is_file())
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
     """The first entries of a folder, for an error message."""
     if not folder.is_dir():
         return "no such folder" if not folder.exists() else f"a file '{folder.suffix}'"
-    return _names(entry.name for entry in folder.iterdir())
+    return names_of(entry.name for entry in folder.iterdir())
 
 
-def _names(names: Iterable[str]) -> str:
+def names_of(names: Iterable[str]) -> str:
+    """The first names, for an error message."""
     names = sorted(names)
     return (", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")) or "nothing"
