@@ -88,8 +88,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be unpacked ({error}); get the file again.") from None
     if len(content) != size:
-        more = "more" if len(content) > size else f"only {len(content):,}"
-        raise ValueError(f"{path}: it holds {more} than the {size:,} bytes that its header states; get it again.")
+        held = "more than" if len(content) > size else f"{len(content):,} bytes, not"
+        raise ValueError(f"{path}: it holds {held} the {size:,} bytes that its header states; get the file again.")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
