@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers import pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from epigraph.models.image_processing_pixelvit import PixelViTImageProcessor
+from epigraph.models import PixelViTConfig, PixelViTForImageClassification, PixelViTImageProcessor
 
 
 def picture(width=60, height=45):
@@ -304,7 +306,32 @@ def test_it_is_saved_with_its_settings(tmp_path):
     settings = {"num_channels": 1, "size": {"height": 9, "width": 7}, "resample": 2, "image_mean": 0.3}
     processor = PixelViTImageProcessor(**settings, image_std=[0.2])
     processor.save_pretrained(tmp_path)
-    loaded = PixelViTImageProcessor.from_pretrained(tmp_path)
-    assert loaded.to_dict() == processor.to_dict()
-    assert torch.equal(read(loaded, picture()), read(processor, picture()))
-    assert read(loaded, picture()).shape == (1, 9, 7)
+    for loaded in (AutoImageProcessor.from_pretrained(tmp_path), PixelViTImageProcessor.from_pretrained(tmp_path)):
+        assert type(loaded) is PixelViTImageProcessor and loaded.to_dict() == processor.to_dict()
+        assert torch.equal(read(loaded, picture()), read(processor, picture()))
+        assert read(loaded, picture()).shape == (1, 9, 7)
+
+
+@pytest.mark.parametrize("pixel_ids", [False, True])
+def test_the_pipeline_of_transformers_classifies_pictures_and_paths(tmp_path, pixel_ids):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = PixelViTConfig(
+        **sizes, image_size=8, num_channels=1, num_labels=3, pixel_vocab_size=256 if pixel_ids else None
+    )
+    PixelViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    processor = PixelViTImageProcessor(num_channels=1, size=8, pixel_ids=pixel_ids)
+    processor.save_pretrained(tmp_path / "model")
+    picture().save(tmp_path / "picture.png")
+    model = PixelViTForImageClassification.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        expected = model(**processor(picture(), return_tensors="pt")).logits[0].softmax(0).sort(descending=True)
+    # By name, as users do; and put together by hand.
+    for settings in (
+        {"model": str(tmp_path / "model")},
+        {"model": model, "image_processor": processor},
+    ):
+        classify = pipeline("image-classification", **settings)
+        one, other = classify([picture(), str(tmp_path / "picture.png")])
+        assert one == other and [entry["label"] for entry in one] == [f"LABEL_{i}" for i in expected.indices]
+        assert [entry["score"] for entry in one] == pytest.approx(expected.values.tolist(), abs=1e-5)
