@@ -15,10 +15,11 @@ import safetensors.torch
 import torch
 import yaml
 
-from epigraph import CoMERForConditionalGeneration
+from epigraph import CoMERForConditionalGeneration, PixelViTConfig, PixelViTForPreTraining
 from epigraph.training import (
     PretrainArguments,
     RecipeError,
+    build_optimizer,
     checkpoints,
     main,
     parse_recipe,
@@ -379,3 +380,37 @@ def test_several_sources_on_the_command_line_and_in_a_recipe(recipe, formulas, t
         parse_recipe(["--recipe", str(recipe(train_data=[1]))])
     run(recipe(train_data=[str(formulas), str(formulas)], max_steps=1))
     assert len(losses(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope_mixed"])
+def test_only_matrices_and_kernels_decay(positions):
+    args = PretrainArguments(output_dir="run", train_data="data", model={"model_type": "pixelvit"}, weight_decay=0.3)
+    sizes = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "hidden_size": 12, "intermediate_size": 8}
+    config = PixelViTConfig(position_embedding_type=positions, decoder_position_embedding_type="learned", **sizes)
+    model = PixelViTForPreTraining(config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_optimizer(model, args).param_groups
+    decayed, plain = [{names[id(parameter)] for parameter in group["params"]} for group in groups]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert decayed | plain == set(names.values()) and not decayed & plain
+    layer = "pixelvit.layers.0"
+    assert {"pixelvit.embeddings.projection.weight", f"{layer}.attention.q_proj.weight", f"{layer}.mlp.fc1.weight"} < (
+        decayed
+    )
+    assert {"pixelvit.embeddings.cls_token", "decoder.mask_token", "decoder.decoder_pos_embed"} < plain
+    assert {"pixelvit.layernorm.weight", f"{layer}.mlp.fc1.bias"} < plain
+    table = "pixelvit.embeddings.position_embeddings" if positions == "learned" else "pixelvit.rotary_frequencies"
+    assert table in plain
+
+    with_dictionary = PixelViTForPreTraining(PixelViTConfig(pixel_vocab_size=16, **sizes))
+    plain = {id(parameter) for parameter in build_optimizer(with_dictionary, args).param_groups[1]["params"]}
+    assert id(with_dictionary.pixelvit.embeddings.projection.weight) in plain, "an embedding"
+
+
+def test_comer_decays_every_matrix_but_its_embedding(tiny_comer):
+    model = CoMERForConditionalGeneration.from_pretrained(tiny_comer)
+    args = PretrainArguments(output_dir="run", train_data="data", model="folder")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(parameter)] for parameter in build_optimizer(model, args).param_groups[0]["params"]}
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    assert matrices - decayed == {"decoder.embed_tokens.weight"} and decayed < matrices

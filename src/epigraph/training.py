@@ -162,16 +162,20 @@ class Progress:
 
 
 def build_optimizer(model: torch.nn.Module, args: LoopArguments) -> torch.optim.Optimizer:
-    """AdamW, without decay of norms, biases and embeddings; or SGD as CoMER used it, decay on everything.
+    """AdamW, with decay of matrices and kernels alone; or SGD as CoMER used it, decay on everything.
 
-    Parameters that need no gradient are left out.
+    What AdamW leaves as it is: norms, biases, embeddings, and what is no layer's `weight`, such as position tables,
+    extra tokens and learned rotary frequencies. Parameters that need no gradient are left out.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay)
+        return torch.optim.SGD(
+            parameters.values(), lr=args.learning_rate, momentum=0.9, weight_decay=args.weight_decay
+        )
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
-    plain = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+    matrices = {n for n, p in parameters.items() if n.endswith(".weight") and p.ndim > 1 and id(p) not in embeddings}
+    decayed = [parameter for name, parameter in parameters.items() if name in matrices]
+    plain = [parameter for name, parameter in parameters.items() if name not in matrices]
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
 
@@ -409,8 +413,8 @@ class _Run:
         if progress.step == self.args.freeze_norms_at:
             self.train_mode()
         window = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in window]
-        items = sum(self.plain.num_loss_items(batch["labels"]) for batch in window)
-        # Processes average their gradients: dividing by the mean count makes that the mean over all tokens.
+        items = sum(self.plain.num_loss_items(batch) for batch in window)
+        # Processes average their gradients: dividing by the mean count makes that the mean over all items.
         items = accelerator.reduce(torch.tensor([float(items)], device=accelerator.device), "mean").item()
         for position, batch in enumerate(window):
             last = position == len(window) - 1
@@ -428,7 +432,7 @@ class _Run:
             self.average.update_parameters(self.plain)
         progress.step += 1
         progress.batch += len(window)
-        progress.examples += sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
+        progress.examples += sum(len(next(iter(batch.values()))) for batch in window) * accelerator.num_processes
         progress.loss_steps += 1
 
 
@@ -436,8 +440,9 @@ def train(model, loader, args: LoopArguments, evaluate=None, save_extra=None) ->
     """Trains `model` in place.
 
     Args:
-        model: returns `.loss`, takes `num_items_in_batch`, and counts them in `num_loss_items(labels)`.
-        loader: `loader(epoch, start, rank, world)` iterates over a process's share of an epoch; `FormulaLoader`.
+        model: returns `.loss`, takes `num_items_in_batch`, and counts them in `num_loss_items(batch)`.
+        loader: `loader(epoch, start, rank, world)` iterates over a process's share of an epoch; `FormulaLoader`. It
+            gives the model's arguments by name, the first with an entry for each example.
         args: what to do.
         evaluate: `evaluate(model) -> dict` of numbers; `selection` among them, higher is better, picks the best.
         save_extra: `save_extra(folder)` puts what belongs beside the weights (the processor) into a saved folder.

@@ -364,8 +364,9 @@ class CoMERForConditionalGeneration(CoMERPreTrainedModel, CoMERGenerationMixin):
         targets = padded.scatter(1, lengths.repeat(2, 1), last)
         return inputs, targets
 
-    def num_loss_items(self, labels: torch.LongTensor) -> int:
-        """How many tokens the loss of these labels averages over: what a training loop normalises by."""
+    def num_loss_items(self, batch: dict[str, torch.Tensor]) -> int:
+        """How many tokens the loss of a batch with `labels` averages over: what a training loop normalises by."""
+        labels = batch["labels"]
         valid = (labels != self.config.pad_token_id) & (labels != -100)
         return 2 * (int(valid.sum()) + labels.shape[0])
 
