@@ -1,7 +1,9 @@
-"""Turn an official checkpoint into a model folder for AutoModel and AutoProcessor (read as data, never run).
+"""Turn a checkpoint of other code into a model folder (read as data, never run).
 
 python scripts/convert.py comer CHECKPOINT.ckpt OUT_DIR
 python scripts/convert.py comer WEIGHTS.safetensors OUT_DIR --hyper-parameters HPARAMS.json
+python scripts/convert.py pixelvit VIT_FOLDER OUT_DIR
+python scripts/convert.py vit PIXELVIT_FOLDER OUT_DIR
 """
 
 from epigraph.conversion import main

@@ -1,4 +1,4 @@
-"""Official checkpoints to epigraph model folders.
+"""Checkpoints of other code to epigraph model folders: CoMER's here, ViT's in conversion_vit.py.
 
 python scripts/convert.py comer "lightning_logs/version_0/checkpoints/epoch=151.ckpt" comer-official
 """
@@ -195,6 +195,14 @@ def fit_tensors(state_dict: dict[str, torch.Tensor], model: torch.nn.Module):
     model.load_state_dict(state_dict, assign=True)
 
 
+def new_folder(path: str | Path) -> Path:
+    """A folder to write to; ConversionError where something is in it already."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConversionError(f"{path} exists already; name another folder or remove it.")
+    return path
+
+
 def _comer_model(official: dict[str, torch.Tensor], values: dict, vocabulary: dict[str, int]):
     """The model that official tensors and hyper-parameters make."""
     state_dict = convert_comer_state_dict(official)
@@ -233,9 +241,7 @@ def convert_comer(
         ValueError: one sentence that says what is wrong with which file. Nothing is written then.
         OSError: the folder cannot be written; nothing half-written is left.
     """
-    out_dir = Path(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ConversionError(f"{out_dir} exists already; name another folder or remove it.")
+    out_dir = new_folder(out_dir)
     content = load_checkpoint(checkpoint)
     official = content.get("state_dict")
     if not isinstance(official, dict) or not all(
@@ -260,25 +266,37 @@ def convert_comer(
     save_atomically(out_dir, write)
 
 
-CONVERTERS = {"comer": convert_comer}
-
-
 def main(args: list[str] | None = None):
     """`epigraph convert` and scripts/convert.py."""
+    from .conversion_vit import convert_to_pixelvit, convert_to_vit  # they build on what is above
+
+    converters = {"comer": convert_comer, "pixelvit": convert_to_pixelvit, "vit": convert_to_vit}
     parser = argparse.ArgumentParser(
-        description="Turn an official checkpoint into a model folder for AutoModel and AutoProcessor. "
-        "The file is read as data: nothing in it is ever run."
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Turn a checkpoint of other code into a model folder. Files are read as data: nothing in them is "
+        "ever run.\n\n"
+        "  comer     official CoMER (.ckpt or .safetensors) to a folder for AutoModel and AutoProcessor\n"
+        "  pixelvit  folder of transformers' ViT or ViTMAE with patch_size 1 to a folder of PixelViT\n"
+        "  vit       folder of PixelViT to a folder of transformers' ViT or ViTMAE, which needs no epigraph",
     )
-    parser.add_argument("method", metavar="METHOD", choices=CONVERTERS, help=", ".join(CONVERTERS))
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="Lightning .ckpt, or .safetensors with its names")
+    parser.add_argument("method", metavar="METHOD", choices=converters, help=", ".join(converters))
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file or folder to read")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="model folder to write; must not exist")
-    parser.add_argument(
+    official = parser.add_argument_group("comer only")
+    official.add_argument(
         "--hyper-parameters", metavar="FILE", help="JSON of the official hyper-parameters, where CHECKPOINT has none"
     )
-    parser.add_argument("--dictionary", metavar="FILE", help="its symbols, one a line (default: CROHME's 110)")
+    official.add_argument("--dictionary", metavar="FILE", help="its symbols, one a line (default: CROHME's 110)")
     given = parser.parse_args(args)
+    files = {"hyper_parameters": given.hyper_parameters, "dictionary": given.dictionary}
+    files = {name: file for name, file in files.items() if file is not None}
+    if files and given.method != "comer":
+        parser.error(f"--{'/--'.join(files).replace('_', '-')} belongs to comer, not to {given.method}.")
     try:
-        CONVERTERS[given.method](given.checkpoint, given.out_dir, given.hyper_parameters, given.dictionary)
+        converters[given.method](given.checkpoint, given.out_dir, **files)
     except (ValueError, OSError) as error:
         sys.exit(f"convert: {error}")
-    print(f"{given.out_dir}: load it with AutoModel.from_pretrained and AutoProcessor.from_pretrained")
+    how = "AutoModel.from_pretrained and AutoProcessor.from_pretrained"
+    if given.method != "comer":
+        how = "the class that its config.json names under architectures"
+    print(f"{given.out_dir}: load it with {how}")

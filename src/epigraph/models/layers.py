@@ -21,10 +21,12 @@ def sincos_2d(positions: torch.Tensor, dim: int, temperature: float = 10000.0) -
         temperature: base of the frequencies.
 
     Returns:
-        (..., dim) float32: a quarter each of sine and cosine of the column, sine and cosine of the row.
+        (..., dim) float32, or float64 of such positions: a quarter each of sine and cosine of the column, sine and
+        cosine of the row.
     """
-    exponents = torch.arange(dim // 4, device=positions.device, dtype=torch.float32) / (dim // 4)
-    angles = positions.float()[..., None] * temperature**-exponents
+    dtype = torch.promote_types(positions.dtype, torch.float32)
+    exponents = torch.arange(dim // 4, device=positions.device, dtype=dtype) / (dim // 4)
+    angles = positions.to(dtype)[..., None] * temperature**-exponents
     row, column = angles.unbind(-2)
     return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=-1)
 
