@@ -11,6 +11,7 @@ import pytest
 import space
 from huggingface_hub import RepoCard, SpaceCardData
 from packaging.requirements import Requirement
+from space import DESKTOP, PHONE
 from test_reading import BAD
 
 from epigraph import reading
@@ -208,30 +209,13 @@ def test_twenty_requests_at_once_are_all_answered_each_with_its_own(url, checkpo
 
 # ------------------------------------------------------------------------------------------------------------ page
 
-DESKTOP, PHONE = (1200, 900), (390, 844)
-
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def page(request, browser, url):
-    """The page, ready to draw on. Nothing may fail in its scripts, or be asked of another host."""
-    width, height = request.param
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, has_touch=request.param == PHONE, accept_downloads=True
-    )
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on(
-        "request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else problems.append(asked.url)
-    )
-    page.goto(url)
-    page.locator(".paper svg").wait_for()
-    yield page
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than the screen"
-    assert not problems
-    context.close()
+    """The page, ready to draw on."""
+    with space.visit(browser, url, request.param) as page:
+        page.locator(".paper svg").wait_for()
+        yield page
 
 
 def draw(page, strokes, left=40, top=50):
