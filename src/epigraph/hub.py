@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor
 
 from . import models
 from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, base_of, is_adapter
@@ -32,6 +32,11 @@ def entry_of(model_type: str, model_dir: str | Path) -> tuple:
     raise ValueError(f"{model_dir}/config.json has the model type {model_type!r}; epigraph publishes {known}")
 
 
+def processor_file(processor: type | None) -> str:
+    """Where a model's processor keeps its settings; a model without text, and so without one, has those of images."""
+    return "processor_config.json" if processor else "preprocessor_config.json"
+
+
 def check_model(model_dir: str | Path) -> dict:
     """Check that a folder loads completely and return its config.json; ValueError saying what is wrong with it."""
     model_dir = Path(model_dir)
@@ -39,9 +44,10 @@ def check_model(model_dir: str | Path) -> dict:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{model_dir} is not a model folder: its config.json cannot be read ({error})") from None
-    config_class, classes, *_ = entry_of(config.get("model_type"), model_dir)
-    if not (model_dir / "processor_config.json").is_file():
-        raise ValueError(f"{model_dir} has no processor_config.json; save the processor beside the model")
+    config_class, classes, _, processor = entry_of(config.get("model_type"), model_dir)
+    settings = processor_file(processor)
+    if not (model_dir / settings).is_file():
+        raise ValueError(f"{model_dir} has no {settings}; save the processor beside the model")
     name = (config.get("architectures") or [None])[0]
     model_class = next((cls for cls in classes.values() if cls.__name__ == name), None)
     if model_class is None:
@@ -51,7 +57,7 @@ def check_model(model_dir: str | Path) -> dict:
     try:
         with torch.device("meta"):
             model = model_class(config_class.from_dict(config))
-        AutoProcessor.from_pretrained(model_dir)
+        (AutoProcessor if processor else AutoImageProcessor).from_pretrained(model_dir)
     except Exception as error:  # whatever the config or the processor raises, the folder is what is wrong
         raise ValueError(f"{model_dir} does not load: {error}") from error
     wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -80,11 +86,13 @@ def with_auto_map(model_dir: Path, config: dict, code_repo: str) -> dict[str, by
         return {auto: f"{code_repo}--{cls.__module__.split('.')[-1]}.{cls.__name__}" for auto, cls in classes.items()}
 
     # transformers looks for the processors beside their own settings before it looks into config.json.
-    settings = json.loads((model_dir / "processor_config.json").read_text(encoding="utf-8"))
-    settings["auto_map"] = located(AutoProcessor=processor)
-    settings["image_processor"]["auto_map"] = located(AutoImageProcessor=image_processor)
+    settings = json.loads((model_dir / processor_file(processor)).read_text(encoding="utf-8"))
+    of_images = settings["image_processor"] if processor else settings
+    of_images["auto_map"] = located(AutoImageProcessor=image_processor)
+    if processor:
+        settings["auto_map"] = located(AutoProcessor=processor)
     config = {**config, "auto_map": located(AutoConfig=config_class, **classes)}
-    files = {"config.json": config, "processor_config.json": settings}
+    files = {"config.json": config, processor_file(processor): settings}
     return {name: (json.dumps(content, indent=2, sort_keys=True) + "\n").encode() for name, content in files.items()}
 
 
@@ -129,7 +137,7 @@ def push(
     left a metrics.jsonl there or beside it.
 
     Args:
-        model_dir: what `save_pretrained` wrote, processor included.
+        model_dir: what `save_pretrained` wrote, processor (or image processor) included.
         repo_id: `owner/name`; created if it does not exist.
         card: the prose; `model_cards/<name of model_dir>.md` if None.
         results: files that `scripts/evaluate.py` wrote; `results_files(<name of model_dir>)` if None.
