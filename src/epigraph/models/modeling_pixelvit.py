@@ -357,7 +357,8 @@ class PixelViTForSemanticSegmentation(PixelViTPreTrainedModel):
             num_items_in_batch: divides the summed loss instead of the number of pixels with a label.
 
         Raises:
-            ValueError: as `PixelViTModel.forward`; or `config.pixel_selection` leaves pixels out.
+            ValueError: as `PixelViTModel.forward`; `config.pixel_selection` leaves pixels out; or the labels have
+                another size than the images.
         """
         if self.config.pixel_selection != "all" and pixel_values is not None:
             raise ValueError(
@@ -369,6 +370,11 @@ class PixelViTForSemanticSegmentation(PixelViTPreTrainedModel):
         logits = self.classifier(outputs.last_hidden_state[:, -count:]).transpose(1, 2)
         loss = None
         if labels is not None:
+            size = outputs.coordinates.shape[1:2] if pixel_values is None else pixel_values.shape[2:]
+            if labels.shape[-len(size) :] != size or len(labels) != len(logits):
+                raise ValueError(
+                    f"labels {tuple(labels.shape)} do not fit {len(logits)} images of {tuple(size)} pixels."
+                )
             counted = self._counted(labels, outputs.pixel_mask)
             if self.config.problem_type == "regression":
                 errors = (logits - labels.reshape(logits.shape).nan_to_num(0, 0, 0)).square().mean(1)

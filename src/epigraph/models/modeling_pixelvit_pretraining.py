@@ -145,6 +145,8 @@ class PixelViTForPreTraining(PixelViTPreTrainedModel):
         places = pixel_set.coordinates.expand(batch, -1, -1)
         if noise is None:
             noise = mask_noise(places, self.config.mask_type, self.config.mask_block_size)
+        elif noise.shape != (batch, count):
+            raise ValueError(f"noise must be (batch, n) = {(batch, count)}, not {tuple(noise.shape)}.")
         keep, present = self._numbers_to_keep(pixel_set.mask, batch, count, noise.device)
         if present is not None:
             noise = noise.masked_fill(~present, torch.inf)

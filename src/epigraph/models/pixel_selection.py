@@ -119,8 +119,8 @@ def mask_noise(coordinates: torch.Tensor, mask_type: str, block_size: int) -> to
     columns = int(blocks[..., 1].max()) + 1
     numbers = blocks[..., 0] * columns + blocks[..., 1]
     shared = torch.rand(len(coordinates), int(numbers.max()) + 1, device=coordinates.device)
-    # Within a square a faint trace of the own number decides, so that the share that is hidden is exact.
-    return shared.gather(1, numbers) + 1e-6 * noise
+    # By the rank of the square; within one the own number decides, so that the share that is hidden is exact.
+    return shared.argsort(dim=1).argsort(dim=1).gather(1, numbers) + noise
 
 
 __all__ = ["grid", "mask_noise", "pixel_scores", "select_pixels"]

@@ -44,7 +44,7 @@ def pad_pixel_sets(pixels: Sequence[torch.Tensor], coordinates: Sequence[torch.T
     Raises:
         ValueError: there are no sets, or one's pixels and coordinates are not equally many.
     """
-    if not pixels or len(pixels) != len(coordinates):
+    if not len(pixels) or len(pixels) != len(coordinates):
         raise ValueError(f"{len(pixels)} sets of pixels and {len(coordinates)} of coordinates make no batch.")
     for index, (values, places) in enumerate(zip(pixels, coordinates)):
         if values.ndim != 2 or places.shape != (len(values), 2):
@@ -90,11 +90,18 @@ def read_pixels(
 
 
 def _read_images(config: PixelViTConfig, training: bool, images: torch.Tensor) -> PixelSet:
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(
+            f"pixel_values must be a tensor, not a {type(images).__name__}; the image processor makes one, and images "
+            "of different sizes are given as sets of pixels (pad_pixel_sets)."
+        )
     if images.ndim != 4 or not images.numel():
         raise ValueError(f"pixel_values must be (batch, channels, height, width), not {tuple(images.shape)}.")
     _check_values(config, "pixel_values", images, images.shape[1])
     height, width = images.shape[2:]
     pixels = images.flatten(2).transpose(1, 2)
+    if config.pixel_vocab_size is not None:
+        pixels = pixels.long()
     if config.pixel_selection == "all":
         chosen = torch.arange(height * width, device=images.device)[None]
     else:
@@ -123,8 +130,9 @@ def _read_set(config, pixels, coordinates, image_size, pixel_mask) -> PixelSet:
         raise ValueError(f"coordinates must be integers, row and column, not {coordinates.dtype}.")
     if not batch * count:
         raise ValueError(f"pixels {tuple(pixels.shape)} is an empty set.")
-    if pixel_mask is not None and pixel_mask.shape != (batch, count):
-        raise ValueError(f"pixel_mask must be (batch, n) = {(batch, count)}, not {tuple(pixel_mask.shape)}.")
+    if pixel_mask is not None and getattr(pixel_mask, "shape", None) != (batch, count):
+        given = getattr(pixel_mask, "shape", type(pixel_mask).__name__)
+        raise ValueError(f"pixel_mask must be a tensor (batch, n) = {(batch, count)}, not {given}.")
     image_size = _image_size(image_size, batch, pixels.device)
     mask = None if pixel_mask is None else pixel_mask.bool()
     if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
@@ -135,6 +143,8 @@ def _read_set(config, pixels, coordinates, image_size, pixel_mask) -> PixelSet:
     if mask is not None:
         coordinates = coordinates.masked_fill(~mask[..., None], 0)
         pixels = pixels.masked_fill(~mask[..., None], 0)
+    if config.pixel_vocab_size is not None:
+        pixels = pixels.long()
     return PixelSet(pixels, coordinates.long(), image_size, mask)
 
 
@@ -190,7 +200,7 @@ def _check_places(coordinates: torch.Tensor, image_size, mask: torch.Tensor | No
             f"coordinates of image {image} has {tuple(coordinates[image, index].tolist())}, which is outside its "
             f"{' x '.join(map(str, sizes[image, 0].tolist()))} pixels (row, column)."
         )
-    places = coordinates[..., 0].long() * (coordinates[..., 1].max() + 1) + coordinates[..., 1]
+    places = coordinates[..., 0].long() * sizes[..., 1] + coordinates[..., 1]
     # Every padded slot a number of its own: only pixels can be equal.
     places = torch.where(present, places, -1 - torch.arange(count, device=places.device)).sort(dim=1).values
     if bool((twice := places[:, 1:] == places[:, :-1]).any()):
