@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py --model checkpoints/comer-hme --data '${EPIGRAPH_DATA}/crohme_ink.parquet' \
     --split test_2014 --output model_cards/results/comer-hme.ink.json
+python scripts/evaluate.py --model runs/pixelvit_fashion/best --data runs/fashion.parquet --split test
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Train a model from a recipe.
 
     accelerate launch scripts/pretrain.py --recipe recipes/comer_crohme.yaml
+    accelerate launch scripts/pretrain.py --recipe recipes/pixelvit_fashion.yaml
     python scripts/pretrain.py --recipe recipes/comer_crohme_cpu.yaml --resume
 
 Two processes on a CPU (`--cpu` would silently run one):
@@ -10,7 +11,7 @@ Two processes on a CPU (`--cpu` would silently run one):
 
 import sys
 
-from epigraph.training import main
+from epigraph.pretraining import main
 
 if __name__ == "__main__":
     try:

@@ -120,7 +120,7 @@ def forward(name: str, module: str, summary: str):
 
 
 forward("eval", "epigraph.evaluation", "Measure a model on a data set: metrics, and a JSON of results.")
-forward("train", "epigraph.training", "Train a model from a recipe.")
+forward("train", "epigraph.pretraining", "Train a model from a recipe.")
 forward("finetune", "epigraph.finetuning", "Adapt a model to a writer or to new symbols, with LoRA or as a whole.")
 forward("synth", "epigraph.data.synthesis.recipe", "Draw labelled text images: shards, or a contact sheet.")
 forward("convert", "epigraph.conversion", "Turn an official checkpoint into a model folder.")

@@ -16,15 +16,14 @@ import torch
 import yaml
 
 from epigraph import CoMERForConditionalGeneration, PixelViTConfig, PixelViTForPreTraining
+from epigraph.pretraining import main, training_rows
 from epigraph.training import (
     PretrainArguments,
     RecipeError,
     build_optimizer,
     checkpoints,
-    main,
     parse_recipe,
     save_atomically,
-    training_rows,
 )
 
 pytest.importorskip("accelerate")

@@ -98,6 +98,8 @@ METRIC_NAMES = {
     "exprate_3": "≤ 3 errors",
     "exprate_symlg": "ExpRate (symLG)",
     "word_accuracy": "word accuracy",
+    "accuracy": "accuracy",
+    "accuracy_5": "accuracy (best 5)",
     "ned": "1-NED",
     "psnr": "PSNR",
     "ssim": "SSIM",

@@ -16,17 +16,23 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
+from .adapters import is_adapter
 from .calibration import reliability
 from .cards import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
+from .classification import class_breakdown, classification_metrics, evaluate_classification, load_classifier
 from .data.latex import is_valid
 from .data.variants import Variant, vary
 from .inputs import to_image
 from .metrics import formula_breakdowns, formula_metrics
-from .reading import FormulaReading, checkpoint_folder, load, read_all
+from .reading import FormulaReading, checkpoint_folder, load, load_config, read_all
+from .training import changed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+CLASSIFIERS = ("pixelvit",)  # types of models that are measured by classes
+# Of how formulas are read; they mean nothing to classifiers.
+OF_FORMULAS = ("variant", "num_beams", "max_length", "length_penalty", "search", "direction", "grammar")
 PROTOCOL = "standard"  # the one protocol of formulas; those of words (36, 62, 94) count characters
 VERSIONS = ("epigraph", "torch", "transformers", "datasets")
 
@@ -36,11 +42,15 @@ class EvaluationArguments:
     """What `scripts/evaluate.py` and `epigraph eval` take."""
 
     model: str = field(metadata={"help": "Model folder or Hub id."})
-    data: str = field(metadata={"help": "Parquet file or folder in the package's schema; ${VARIABLES} are expanded."})
+    data: str = field(metadata={"help": "Parquet file or folder in the package's schemas; ${VARIABLES} are expanded."})
     split: str | None = field(default=None, metadata={"help": "Only rows of this split."})
     source: str | None = field(default=None, metadata={"help": "Only rows of this source."})
-    task: Literal["maths", "ink"] | None = field(
-        default=None, metadata={"help": "maths reads images and ink, ink only strokes; by default what the data hold."}
+    task: Literal["maths", "ink", "classification"] | None = field(
+        default=None,
+        metadata={
+            "help": "maths reads images and ink, ink only strokes; classification tells classes of images. By default "
+            "what the model does."
+        },
     )
     protocol: Literal["standard"] = field(default=PROTOCOL, metadata={"help": "How answers are compared."})
     variant: Variant | None = field(
@@ -111,11 +121,35 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
     Raises:
         ValueError, FileNotFoundError: model or data cannot be used, or the output cannot be written; one sentence.
     """
-    from .data.readers import expand_path, load_formulas
+    from .data.readers import expand_path
 
     if arguments.output:
         _check_writable(Path(arguments.output))
     folder = checkpoint_folder(arguments.model)
+    measure = _measure_classes if _task(arguments, folder) == "classification" else _measure_formulas
+    rows, breakdowns = measure(arguments, folder)
+    return {
+        "model": portable(arguments.model),
+        "command": command,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
+        "weights_sha256": weights_sha256(folder),
+        "data_sha256": data_sha256(expand_path(arguments.data)),
+        "rows": rows,
+        "breakdowns": breakdowns,
+    }
+
+
+def _task(arguments: EvaluationArguments, folder: Path) -> str | None:
+    """The task that was asked for, or classification where the model does nothing else."""
+    if arguments.task or is_adapter(folder):
+        return arguments.task
+    return "classification" if load_config(folder, arguments.model).model_type in CLASSIFIERS else None
+
+
+def _measure_formulas(arguments: EvaluationArguments, folder: Path) -> tuple[list[dict], dict]:
+    """Rows and breakdowns of a model that reads formulas."""
+    from .data.readers import load_formulas
+
     dataset = load_formulas(arguments.data, split=arguments.split, source=arguments.source)
     dataset = dataset.select(range(min(len(dataset), arguments.limit or len(dataset))))
     model, processor = load(folder, arguments.task, arguments.device, arguments.dtype)
@@ -134,15 +168,28 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
         direction=arguments.direction,
         grammar=None if arguments.grammar else False,
     )
-    return {
-        "model": portable(arguments.model),
-        "command": command,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
-        "weights_sha256": weights_sha256(folder),
-        "data_sha256": data_sha256(expand_path(arguments.data)),
-        "rows": _rows(dataset, measured["readings"], arguments),
-        "breakdowns": _breakdowns(dataset, measured["readings"], model.config.score_calibration),
-    }
+    readings, calibration = measured["readings"], model.config.score_calibration
+    pairs = [(reading.text, text) for reading, text in zip(readings, dataset["text"])]
+    rows = _rows(dataset, pairs, lambda pairs: formula_metrics(*zip(*pairs)), arguments)
+    return rows, _breakdowns(dataset, readings, calibration)
+
+
+def _measure_classes(arguments: EvaluationArguments, folder: Path) -> tuple[list[dict], dict]:
+    """Rows and breakdowns of a classifier of images."""
+    from .data.image_classes import load_images, with_classes
+
+    if given := changed(arguments, OF_FORMULAS):
+        raise ValueError(f"--{given[0]} is for models that read formulas; leave it out.")
+    dataset = load_images(arguments.data, arguments.split, arguments.source, arguments.limit)
+    model, processor = load_classifier(folder, arguments.device, arguments.dtype)
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    dataset = with_classes(dataset, names, arguments.model)
+    measured = evaluate_classification(model, processor, dataset, batch_size=arguments.batch_size, progress=True)
+    answers, errors, labels = measured["answers"], measured["errors"], dataset["label"][:]
+    pairs = list(zip(answers, labels))
+    rows = _rows(dataset, pairs, lambda pairs: classification_metrics(*zip(*pairs), len(names)), arguments)
+    unreadable = {"value": len(errors) / len(labels), "n": len(labels), "first": errors[:10]}
+    return rows, {"class": class_breakdown(answers, labels, names), "unreadable": unreadable}
 
 
 def _inputs(dataset: "Dataset", task: str | None, variant: Variant | None = None):
@@ -185,26 +232,29 @@ class _Inputs:
             return value  # which is then the row's error, like any that cannot be read
 
 
-def _rows(dataset: "Dataset", readings: list[FormulaReading], arguments: EvaluationArguments) -> list[dict]:
-    """One row per metric, source and split; a value that the data do not state is None or the name of the file."""
+def _rows(dataset: "Dataset", answers: list, measure, arguments: EvaluationArguments) -> list[dict]:
+    """One row per metric, source and split; a value that the data do not state is None or the name of the file.
+
+    `measure` makes metrics of some of the `answers`, of which each row of the data has one.
+    """
     unknown = [Path(arguments.data).stem] * len(dataset)
     sources = dataset["source"][:] if "source" in dataset.column_names else unknown
     splits = dataset["split"][:] if "split" in dataset.column_names else [arguments.split] * len(dataset)
     groups = {}
-    for source, split, text, reading in zip(sources, splits, dataset["text"], readings):
-        groups.setdefault((source, split), []).append((reading.text, text))
+    for source, split, answer in zip(sources, splits, answers):
+        groups.setdefault((source, split), []).append(answer)
     return [
         {
             "metric": metric,
             "value": value,
-            "n": len(pairs),
+            "n": len(group),
             "source": source,
             "split": split,
             "protocol": arguments.protocol,
             **({"variant": arguments.variant} if arguments.variant else {}),
         }
-        for (source, split), pairs in groups.items()
-        for metric, value in formula_metrics(*zip(*pairs)).items()
+        for (source, split), group in groups.items()
+        for metric, value in measure(group).items()
     ]
 
 
@@ -289,6 +339,16 @@ def summary(results: dict) -> str:
     """The results as Markdown, for the terminal."""
     breakdowns = results["breakdowns"]
     lines = [metrics_table(results), ""]
+    lines += _class_table(breakdowns["class"]) if "class" in breakdowns else _formula_tables(results)
+    unreadable = breakdowns["unreadable"]
+    if unreadable["first"]:
+        lines.append(f"could not be read: {100 * unreadable['value']:.2f} %, first of all {unreadable['first'][0]}")
+    return "\n".join(lines)
+
+
+def _formula_tables(results: dict) -> list[str]:
+    """Metrics by length and depth, and how far scores can be trusted."""
+    lines, breakdowns = [], results["breakdowns"]
     for name, unit in (("length", "tokens"), ("depth", "nesting depth")):
         names = [metric for metric in breakdowns[name][0] if metric in METRIC_NAMES]
         lines += [f"| {unit} | n | {' | '.join(METRIC_NAMES[metric] for metric in names)} |"]
@@ -297,11 +357,16 @@ def summary(results: dict) -> str:
             lines.append(f"| {row['bin']} | {row['n']} | {' | '.join(shown(m, row[m]) for m in names)} |")
         lines.append("")
     lines += [reliability_table(results), ""]
-    lines.append(f"not well-formed: {100 * breakdowns['unbalanced']['value']:.2f} %")
-    unreadable = breakdowns["unreadable"]
-    if unreadable["first"]:
-        lines.append(f"could not be read: {100 * unreadable['value']:.2f} %, first of all {unreadable['first'][0]}")
-    return "\n".join(lines)
+    return [*lines, f"not well-formed: {100 * breakdowns['unbalanced']['value']:.2f} %"]
+
+
+def _class_table(classes: list[dict]) -> list[str]:
+    """Accuracy of each class, and what it is most often taken for."""
+    lines = ["| class | n | accuracy | most often taken for |", "|---|---:|---:|---|"]
+    for row in classes:
+        value = shown("accuracy", row["accuracy"])
+        lines.append(f"| {row['class']} | {row['n']} | {value} | {row['taken_for'] or ''} |")
+    return [*lines, ""]
 
 
 def main(args: list[str] | None = None):

@@ -22,15 +22,8 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
 from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, is_adapter
-from .training import (
-    LoopArguments,
-    RecipeError,
-    formula_loader,
-    parse_recipe,
-    reading_evaluation,
-    refuse_existing,
-    save_atomically,
-)
+from .pretraining import formula_loader, reading_evaluation
+from .training import LoopArguments, RecipeError, parse_recipe, refuse_existing, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -382,8 +375,9 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     import epigraph  # noqa: F401  registers the Auto classes
 
     from .cards import weights_sha256
+    from .pretraining import training_rows
     from .reading import checkpoint_folder, default_checkpoint, load
-    from .training import train, training_rows
+    from .training import train
 
     refuse_existing(args)
     set_seed(args.seed)

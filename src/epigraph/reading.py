@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image, ImageFilter, ImageOps
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from .adapters import base_of, base_weights, is_adapter, merge_adapter
@@ -328,25 +328,41 @@ def load(
     folder = checkpoint_folder(model, task)
     if is_adapter(folder):
         return _load_adapter(folder, task, device, dtype)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model or folder}: its config.json cannot be used ({first_line(error)}).") from None
+    config = load_config(folder, model or folder)
     _check_task(task, config.model_type, model or folder)
-    try:
-        with _quiet():
-            loaded, info = AutoModel.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises
-        raise ValueError(f"{model or folder}: its weights cannot be loaded ({first_line(error)}).") from error
-    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    loaded, missing, unknown = load_weights(AutoModel, folder, config, dtype, model or folder)
     if missing or unknown:
         raise ValueError(
             f"{model or folder}: its weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}; save the model again with save_pretrained."
         )
-    return _on_device(loaded, device), _load_processor(folder)
+    return on_device(loaded, device), _load_processor(folder)
+
+
+def load_config(folder: Path, name: str | Path) -> PreTrainedConfig:
+    """The configuration of a model folder; ValueError that calls it `name` where it cannot be used."""
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: its config.json cannot be used ({first_line(error)}).") from None
+
+
+def load_weights(
+    auto, folder: Path, config: PreTrainedConfig, dtype: str, name: str | Path
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """A model of a folder by the Auto class `auto`; which weights the folder lacks, and which it has no place for.
+
+    Raises:
+        ValueError: that calls it `name`, where the weights are damaged or of other shapes.
+    """
+    try:
+        with _quiet():
+            loaded, info = auto.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # damaged files and wrong shapes raise whatever the library in charge raises
+        raise ValueError(f"{name}: its weights cannot be loaded ({first_line(error)}).") from error
+    return loaded, sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
 
 
 def _load_adapter(folder: Path, task: str | None, device, dtype: str) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -362,10 +378,11 @@ def _load_adapter(folder: Path, task: str | None, device, dtype: str) -> tuple[P
     trained_on = base_weights(folder)
     if trained_on and trained_on != weights_sha256(base):
         warnings.warn(f"{folder} was trained on other weights than {name} now has; train it again.", stacklevel=3)
-    return _on_device(merge_adapter(model, folder, processor.tokenizer.get_vocab()), device), processor
+    return on_device(merge_adapter(model, folder, processor.tokenizer.get_vocab()), device), processor
 
 
-def _on_device(model: PreTrainedModel, device) -> PreTrainedModel:
+def on_device(model: PreTrainedModel, device) -> PreTrainedModel:
+    """The model in evaluation mode on a device; ValueError where there is no such device."""
     try:
         return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:

@@ -1,9 +1,8 @@
 """The training loop: any model that returns `.loss` trains with it, on one process or many, and resumes exactly.
 
-    accelerate launch scripts/pretrain.py --recipe recipes/comer_crohme.yaml
-
-The order of the data is a function of (seed, epoch), every variation of an example one of (seed, epoch, example), and
-a checkpoint holds everything else: a run that is killed goes on to the same losses.
+Which models and data it is given stands in `pretraining`. The order of the data is a function of (seed, epoch), every
+variation of an example one of (seed, epoch, example), and a checkpoint holds everything else: a run that is killed
+goes on to the same losses.
 """
 
 import argparse
@@ -14,19 +13,18 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, HfArgumentParser
-from transformers.trainer_utils import set_seed
+from transformers import HfArgumentParser
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd"),
+    "schedule": ("linear", "cosine"),
     "mixed_precision": ("no", "bf16", "fp16"),
     "save_dtype": ("float32", "float16", "bfloat16"),
 }
@@ -38,26 +36,36 @@ class LoopArguments:
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
     train_data: list[str] = field(
-        metadata={"help": "Parquet files or folders in the formula schema, one or several; ${VARIABLES} expand."}
+        metadata={"help": "Files or folders of formulas, or of images, one or several; ${VARIABLES} expand."}
     )
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_data: str | None = field(default=None, metadata={"help": "Data for model selection; never the test set."})
     eval_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first rows only."})
-    augmentation: str = field(default="{}", metadata={"help": "Strengths of InkAugmentation; {} draws ink as it is."})
-    zoom: list[float] = field(default_factory=lambda: [0.7, 1.4], metadata={"help": "Range of the size factor."})
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many rows only: the first, of images evenly chosen ones."}
+    )
+    augmentation: str = field(
+        default="{}",
+        metadata={"help": "Strengths of InkAugmentation or ImageAugmentation; {} leaves inputs as they are."},
+    )
+    zoom: list[float] = field(
+        default_factory=lambda: [0.7, 1.4], metadata={"help": "Range of the size factor of formulas."}
+    )
     batch_size: int = field(default=32, metadata={"help": "Examples a step, over all processes."})
-    max_pixels: int = field(default=320_000, metadata={"help": "Pixels a batch, before the processor's scale."})
-    max_image_pixels: int = field(default=320_000, metadata={"help": "Larger training images are left out."})
-    max_label_length: int = field(default=200, metadata={"help": "Longer training labels are left out."})
+    max_pixels: int = field(
+        default=320_000, metadata={"help": "Pixels a batch of formulas, before the processor's scale."}
+    )
+    max_image_pixels: int = field(default=320_000, metadata={"help": "Larger formulas are left out of training."})
+    max_label_length: int = field(default=200, metadata={"help": "Longer formulas are left out of training."})
     accumulate: int = field(default=1, metadata={"help": "Batches whose gradients make one step."})
     max_steps: int = field(default=100_000, metadata={"help": "Optimiser steps of the run."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw or sgd (momentum 0.9)."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=1e-4, metadata={"help": "For matrices and kernels."})
     warmup_steps: int = field(default=500, metadata={"help": "Steps of linear warm-up."})
-    decay_steps: int = field(default=0, metadata={"help": "Last steps, over which the rate falls linearly to zero."})
+    decay_steps: int = field(default=0, metadata={"help": "Last steps, over which the rate falls to zero."})
+    schedule: str = field(default="linear", metadata={"help": "Shape of that fall: linear or cosine."})
     freeze_norms_at: int = field(
         default=0, metadata={"help": "Step from which BatchNorm keeps its statistics, as in reading; 0 for never."}
     )
@@ -90,6 +98,16 @@ class PretrainArguments(LoopArguments):
         default="{}", metadata={"help": "Configuration with its model_type, or a folder to go on from."}
     )
     processor: str = field(default="{}", metadata={"help": "Settings of a new processor."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "comer: formulas; pixelvit: classification (default), or pixels: hidden ones are predicted."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, sdpa, blocked ...; by default sdpa, or blocked for images in bf16 on CPUs."},
+    )
 
     def __post_init__(self):
         self.model, self.processor = parsed(self.model), parsed(self.processor)
@@ -181,9 +199,11 @@ def build_optimizer(model: torch.nn.Module, args: LoopArguments) -> torch.optim.
 
 
 def learning_rate_factor(step: int, args: LoopArguments) -> float:
-    """Linear warm-up, a constant rate, and a linear fall over the last `decay_steps`."""
+    """Linear warm-up, a constant rate, and a fall over the last `decay_steps`."""
     rise = min(1.0, (step + 1) / max(1, args.warmup_steps))
     fall = min(1.0, (args.max_steps - step) / max(1, args.decay_steps))
+    if args.schedule == "cosine":
+        fall = (1 - math.cos(math.pi * fall)) / 2
     return max(0.0, min(rise, fall))
 
 
@@ -233,6 +253,16 @@ def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def changed(arguments, names) -> list[str]:
+    """Which of these fields of a dataclass are not what they are by default."""
+    defaults = {
+        f.name: f.default if f.default is not MISSING else f.default_factory()
+        for f in fields(arguments)
+        if f.name in names
+    }
+    return [name for name, default in defaults.items() if getattr(arguments, name) != default]
 
 
 def refuse_existing(args: LoopArguments) -> None:
@@ -483,122 +513,3 @@ def train(model, loader, args: LoopArguments, evaluate=None, save_extra=None) ->
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return progress
-
-
-def reading_evaluation(rows, processor, limit: int | None):
-    """`evaluate(model)` for `train`: greedy expression rates on held-out rows; ExpRate selects the best model."""
-    from .evaluation import evaluate_formulas
-
-    rows = rows.select(range(min(limit or len(rows), len(rows))))
-
-    def evaluate(model) -> dict[str, float]:
-        metrics = evaluate_formulas(model, processor, rows, batch_size=16, num_beams=1, direction="l2r")["metrics"]
-        return {**metrics, "selection": metrics["exprate"]}
-
-    return evaluate
-
-
-def _refuse_unknown(name: str, values: dict, known) -> None:
-    if unknown := sorted(set(values) - set(known)):
-        raise RecipeError(f"{name}: unknown key {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-
-
-def training_rows(paths: list[str], split: str | None = None):
-    """The formulas of one or several sources, one after the other, each narrowed to `split`.
-
-    Of several sources the columns that all of them have are kept, and `symbols`, empty where a source has none.
-
-    Raises:
-        ValueError: as `load_formulas`, so also where one of the sources has no such split; or some sources have ink,
-            others images.
-    """
-    from .data.readers import load_formulas
-
-    sources = [load_formulas(path, split) for path in paths]
-    if len(sources) == 1:
-        return sources[0]
-    import datasets
-
-    ink = ["strokes" in rows.column_names for rows in sources]
-    if any(ink) and not all(ink):
-        raise ValueError(
-            f"train_data: {paths[ink.index(False)]} has images, {paths[ink.index(True)]} has ink; train on one kind."
-        )
-    shared = set.intersection(*(set(rows.column_names) for rows in sources))
-    columns = [name for name in sources[0].column_names if name in shared - {"strokes", "symbols"}]
-    parts = [rows.select_columns(columns) for rows in sources]
-    features = parts[0].features
-    if all(ink):
-        text, whole = datasets.Value("string"), datasets.Value("int64")
-        drawn = {"strokes": datasets.List(datasets.List(datasets.Value("float32")))}
-        if any("symbols" in rows.column_names for rows in sources):
-            drawn["symbols"] = datasets.List({"label": text, "strokes": datasets.List(whole)})
-        wanted = [[name for name in drawn if name in rows.column_names] for rows in sources]
-        parts = [rows.select_columns([*columns, *names]) for rows, names in zip(sources, wanted)]
-        features = datasets.Features({**features, **drawn})
-    parts = [rows.cast(datasets.Features({name: features[name] for name in rows.column_names})) for rows in parts]
-    return datasets.concatenate_datasets(parts)
-
-
-def formula_loader(rows, processor, args: LoopArguments):
-    """The `loader` of `train` over rows of the formula schema, varied and cut into batches as `args` say."""
-    from .data.collate import FormulaBatches, FormulaDataset, FormulaLoader
-    from .data.ink import InkAugmentation
-
-    _refuse_unknown("augmentation", args.augmentation, InkAugmentation.__dataclass_fields__)
-    augmentation = InkAugmentation(**args.augmentation) if args.augmentation else None
-    dataset = FormulaDataset(rows, augmentation, args.seed)
-    lengths = [len(text.split()) for text in dataset.texts]
-    zoom = tuple(args.zoom) if augmentation is not None else (1.0, 1.0)
-    limits = (args.batch_size, args.max_pixels, args.max_label_length, args.max_image_pixels)
-    batches = FormulaBatches(dataset.sizes(), lengths, *limits, args.seed, zoom)
-    return FormulaLoader(dataset, batches, processor, args.num_workers)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Trains what a recipe says; see `PretrainArguments`."""
-    import epigraph  # noqa: F401  registers the Auto classes
-
-    from .data.dictionary import symbols_of
-    from .data.readers import load_formulas, normalise_labels
-    from .models.grammar_comer import grammar_from_vocabulary
-    from .models.image_processing import TextImageProcessorKwargs
-    from .models.processing import comer_processor
-    from .reading import load
-
-    args = parse_recipe(sys.argv[1:] if argv is None else argv)
-    set_seed(args.seed)
-    _refuse_unknown("processor", args.processor, {"symbols", *TextImageProcessorKwargs.__annotations__})
-    if isinstance(args.model, dict):
-        settings = dict(args.model)
-        model_type = settings.pop("model_type")
-        if model_type not in CONFIG_MAPPING:
-            raise RecipeError(f"model: there is no model_type {model_type!r}.")
-        _refuse_unknown("model", settings, CONFIG_MAPPING[model_type].__dataclass_fields__)
-        rows = training_rows(args.train_data, args.train_split)
-        if "symbols" in args.processor:
-            args.processor["symbols"] = symbols_of(args.processor["symbols"], rows["text"])
-        processor = comer_processor(**args.processor)
-        vocabulary = processor.tokenizer.get_vocab()
-        settings = {"vocab_size": len(vocabulary), "grammar": grammar_from_vocabulary(vocabulary), **settings}
-        try:
-            config = AutoConfig.for_model(model_type, **settings)
-        except StrictDataclassError as error:
-            raise RecipeError(f"model: {' '.join(str(error).split())}") from None
-        model = AutoModel.from_config(config)
-    else:
-        model, processor = load(args.model, None, "cpu", "float32")
-        rows = training_rows(args.train_data, args.train_split)
-
-    vocabulary = processor.tokenizer.get_vocab()
-    rows, _ = normalise_labels(rows, vocabulary)
-    loader = formula_loader(rows, processor, args)
-    evaluate = None
-    if args.eval_data:
-        # Not normalised: a label that the vocabulary cannot write counts as wrong.
-        evaluate = reading_evaluation(load_formulas(args.eval_data, args.eval_split), processor, args.eval_limit)
-    train(model, loader, args, evaluate, processor.save_pretrained)
-
-
-if __name__ == "__main__":
-    main()
