@@ -183,17 +183,30 @@ def reliability_table(results: dict) -> str:
     return "\n".join(table)
 
 
+def class_table(results: dict) -> str:
+    """Markdown: how often each class was told, and what it is most often taken for; "" where there are no classes."""
+    found = results.get("breakdowns", {}).get("class")
+    if not found:
+        return ""
+    lines = ["| class | n | accuracy | most often taken for |", "|---|---:|---:|---|"]
+    for row in found:
+        value = shown("accuracy", row["accuracy"])
+        lines.append(f"| {row['class']} | {row['n']} | {value} | {row['taken_for'] or ''} |")
+    return "\n".join(lines)
+
+
 def results_section(measured: list[dict], others: list[tuple[str, dict]] = ()) -> str:
     """Everything that evaluation measured, with the commands, weights, data and versions that produced it.
 
-    The scores' table is that of the first results; `others` are results of other weights, each with their name.
+    The tables of scores or classes are those of the first results; `others` are results of other weights, each with
+    their name.
     """
     parts = [metrics_table({"rows": [row for results in measured for row in results["rows"]]})]
     if others:
         rows = [{**row, "weights": which} for which, results in others for row in results["rows"]]
         digests = {which: f"{which} `{results['weights_sha256']}`" for which, results in others}
         parts += [f"Other weights (sha256: {', '.join(digests.values())}):", metrics_table({"rows": rows})]
-    parts.append(reliability_table(measured[0]))
+    parts += [reliability_table(measured[0]), class_table(measured[0])]
     commands = "\n".join(results["command"] for results in measured)
     data = ", ".join(dict.fromkeys(f"`{results['data_sha256']}`" for results in measured))
     versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in results["versions"].items()) for results in measured)
@@ -263,7 +276,7 @@ def render_card(
     """
     card, model_dir = Path(card), Path(model_dir)
     if not card.is_file():
-        raise ValueError(f"there is no card {card}; write one (model_cards/comer-hme.md is an example) or name it")
+        raise ValueError(f"there is no card {card}; write one (those of model_cards are examples) or name it")
     rendered = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=False)
     if not rendered.data.license:
         raise ValueError(f"the card {card} names no license in its front matter; say under what terms the weights are")

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
 from .adapters import is_adapter
 from .calibration import reliability
-from .cards import METRIC_NAMES, metrics_table, reliability_table, shown, weights_sha256
+from .cards import METRIC_NAMES, class_table, metrics_table, reliability_table, shown, weights_sha256
 from .classification import class_breakdown, classification_metrics, evaluate_classification, load_classifier
 from .data.latex import is_valid
 from .data.variants import Variant, vary
@@ -339,7 +339,7 @@ def summary(results: dict) -> str:
     """The results as Markdown, for the terminal."""
     breakdowns = results["breakdowns"]
     lines = [metrics_table(results), ""]
-    lines += _class_table(breakdowns["class"]) if "class" in breakdowns else _formula_tables(results)
+    lines += [class_table(results), ""] if "class" in breakdowns else _formula_tables(results)
     unreadable = breakdowns["unreadable"]
     if unreadable["first"]:
         lines.append(f"could not be read: {100 * unreadable['value']:.2f} %, first of all {unreadable['first'][0]}")
@@ -358,15 +358,6 @@ def _formula_tables(results: dict) -> list[str]:
         lines.append("")
     lines += [reliability_table(results), ""]
     return [*lines, f"not well-formed: {100 * breakdowns['unbalanced']['value']:.2f} %"]
-
-
-def _class_table(classes: list[dict]) -> list[str]:
-    """Accuracy of each class, and what it is most often taken for."""
-    lines = ["| class | n | accuracy | most often taken for |", "|---|---:|---:|---|"]
-    for row in classes:
-        value = shown("accuracy", row["accuracy"])
-        lines.append(f"| {row['class']} | {row['n']} | {value} | {row['taken_for'] or ''} |")
-    return [*lines, ""]
 
 
 def main(args: list[str] | None = None):

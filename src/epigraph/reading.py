@@ -27,6 +27,7 @@ from .calibration import probabilities
 from .cards import weights_sha256
 from .data.ink import AS_DRAWN, Ink, render
 from .inputs import first_line, height_and_width, is_batch, is_channel_first, name_of, open_input, to_image
+from .models import MODELS
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
@@ -436,6 +437,11 @@ def default_checkpoint(task: str) -> str:
 def _check_task(task: str | None, model_type: str | None = None, model: str | Path = ""):
     if task is not None and task not in DEFAULT_CHECKPOINTS:
         raise ValueError(f"task must be one of {', '.join(DEFAULT_CHECKPOINTS)} in this version, not {task!r}.")
+    if any(config.model_type == model_type and processor is None for config, _, _, processor in MODELS):
+        raise ValueError(
+            f"{model}: a model of type {model_type!r} classifies images and reads no text; use "
+            f"transformers.pipeline('image-classification', model={str(model)!r})."
+        )
     if model_type is not None and (model_type not in TASKS_OF or (task and task not in TASKS_OF[model_type])):
         raise ValueError(f"{model}: a model of type {model_type!r} does not read {task or 'formulas'}.")
 
