@@ -113,8 +113,8 @@ def _position(kind: str, title: str, **config) -> Arm:
 FAST = {"dtype": "bfloat16", "attention": "blocked"}
 SETTINGS = {
     "digits": Settings(),
-    "mnist5k": Settings(epochs=7, pretrain_seconds=240, finetune_seconds=240, **FAST),
-    "fashion": Settings(epochs=15, train_images=10_000, flip=True, **FAST),
+    "mnist5k": Settings(epochs=7, selection="ink", pretrain_seconds=90, finetune_seconds=90, **FAST),
+    "fashion": Settings(epochs=8, train_images=10_000, **FAST),
 }
 CPU_MINUTES = {"digits": 10, "mnist5k": 10, "fashion": 60}  # of one run at most
 ARMS = {
