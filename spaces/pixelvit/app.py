@@ -6,6 +6,7 @@ The model is EPIGRAPH_MODEL (a folder or a name on the Hub), by default epigraph
 """
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from epigraph.models import PixelViTForImageClassification, PixelViTImageProcess
 from epigraph.reading import HUB_ORGANISATION, checkpoint_folder
 
 HERE = Path(__file__).parent
-EXAMPLES = {path.stem.partition("_")[2].replace("_", " "): path for path in sorted((HERE / "examples").glob("*.png"))}
+EXAMPLES = {
+    path.stem.partition("_")[2].replace("_", " ").capitalize(): path
+    for path in sorted((HERE / "examples").glob("*.png"))
+}
 # One picture at a time, in the order of asking, since reading uses all cores. Who finds so many waiting is told so.
 ONE_AT_A_TIME = {"concurrency_id": "read", "concurrency_limit": 1}
 MOST_WAITING = 100
@@ -97,24 +101,24 @@ def look_at(path: str | Path, selection: str, count: int, invert: bool, asked: v
 # ------------------------------------------------------------------------------------------------------------ page
 
 
-def show(example: str, upload: str | None, selection: str, count: int, invert: bool, asked) -> tuple[str, str]:
+def show(example: str, upload: str | None, selection: str, count: int, invert: bool, asked: str) -> tuple[str, str]:
     """The page's answer and pictures; an upload comes before an example."""
     path = upload or EXAMPLES.get(example)
     if path is None:
         return view.said(WAITING), ""
     try:
-        look = look_at(path, selection, int(count), invert, asked)
+        look = look_at(path, selection, int(count), invert, place_of(asked))
     except ValueError as error:
         return view.said(str(error), wrong=True), ""
     return view.answer(look, MODEL.config, selection), view.pictures(look)
 
 
-def show_example(example: str, selection: str, count: int, asked):
+def show_example(example: str, selection: str, count: int, asked: str):
     """Of an example that was chosen; what was uploaded goes."""
     return None, False, *show(example, None, selection, count, False, asked)
 
 
-def show_upload(upload: str, selection: str, count: int, asked):
+def show_upload(upload: str, selection: str, count: int, asked: str):
     """Of an upload, inverted where its background is light; no example is chosen any more."""
     try:
         invert = has_light_background(pixels_of(upload))
@@ -123,22 +127,15 @@ def show_upload(upload: str, selection: str, count: int, asked):
     return "", invert, *show("", upload, selection, count, invert, asked)
 
 
-def show_selection(example: str, upload: str | None, selection: str, count: int, invert: bool, asked):
+def show_selection(example: str, upload: str | None, selection: str, count: int, invert: bool, asked: str):
     """Of another way to choose pixels; how many has no meaning for all of them."""
     return gr.Slider(interactive=selection != "all"), *show(example, upload, selection, count, invert, asked)
 
 
-def show_pixel(example: str, upload: str | None, selection: str, count: int, invert: bool, event: gr.EventData):
-    """Of a pixel that was chosen in one of the pictures, or of the whole image."""
-    asked = place_of(event.row, event.column)
-    return asked, show(example, upload, selection, count, invert, asked)[1]
-
-
-def place_of(row, column) -> view.Place | None:
-    """Row and column within the picture; None where there is none."""
-    if not all(isinstance(value, int) for value in (row, column)):
-        return None
-    return tuple(int(np.clip(value, 0, last - 1)) for value, last in zip((row, column), SIZE))
+def place_of(asked: str) -> view.Place | None:
+    """Row and column of "row,column", as chooser.js writes it; None for the whole image."""
+    found = re.fullmatch(r"(\d{1,5}),(\d{1,5})", asked or "", re.ASCII)
+    return tuple(min(int(value), last - 1) for value, last in zip(found.groups(), SIZE)) if found else None
 
 
 # ------------------------------------------------------------------------------------------------------------- API
@@ -249,21 +246,24 @@ with gr.Blocks(title="PixelViT: pixels as tokens", analytics_enabled=False, dele
             )
             count = gr.Slider(1, PIXELS, START[1], step=1, label="How many", interactive=START[0] != "all")
             invert = gr.Checkbox(False, label="Exchange dark and bright, for a picture with a light background")
-            first = show(next(iter(EXAMPLES), ""), None, *START, False, None)
+            first = show(next(iter(EXAMPLES), ""), None, *START, False, "")
             answer = gr.HTML(first[0], **PLAIN)
-    pictures = gr.HTML(first[1], **script("look.js"))
-    asked = gr.State(None)
+    gr.HTML("<h2>Which pixels were read, and where one looks</h2>", elem_classes="title", **PLAIN)
+    last_row, last_column = SIZE[0] - 1, SIZE[1] - 1
+    template = (HERE / "chooser.html").read_text(encoding="utf-8")
+    asked = gr.HTML("", html_template=template, last_row=last_row, last_column=last_column, **script("chooser.js"))
+    pictures = gr.HTML(first[1], **PLAIN)
 
-    settings = [example, upload, selection, count, invert]
+    settings = [example, upload, selection, count, invert, asked]
     of_page = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last", **ONE_AT_A_TIME}
     shown = [answer, pictures]
     example.choose(show_example, [example, selection, count, asked], [upload, invert, *shown], **of_page)
     upload.upload(show_upload, [upload, selection, count, asked], [example, invert, *shown], **of_page)
-    upload.clear(show, [*settings, asked], shown, **of_page)
-    selection.input(show_selection, [*settings, asked], [count, *shown], **of_page)
-    count.input(show, [*settings, asked], shown, **of_page)
-    invert.input(show, [*settings, asked], shown, **of_page)
-    pictures.look(show_pixel, settings, [asked, pictures], **of_page)
+    upload.clear(show, settings, shown, **of_page)
+    selection.input(show_selection, settings, [count, *shown], **of_page)
+    count.input(show, settings, shown, **of_page)
+    invert.input(show, settings, shown, **of_page)
+    asked.change(show, settings, shown, **of_page)
 
     with gr.Row(visible=False):
         # Through components: they see to it that a file is one that was uploaded, and no path of this machine.

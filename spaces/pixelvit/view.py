@@ -204,11 +204,10 @@ def _percent(share: float) -> str:
 def pictures(look: Look) -> str:
     """The pixels that were read, and over them where one pixel or the whole image looks, for each layer and head.
 
-    `look.js` makes both pictures answer to clicks and arrow keys.
+    `chooser.js` makes both pictures answer to clicks and arrow keys.
     """
     height, width = look.picture.shape[:2]
     picture = data_uri(read_pixels(look))
-    row, column = look.asked or ("", "")
     mark = ""
     if look.place is not None:
         mark = f'<i class=mark style="--row: {look.place[0]}; --column: {look.place[1]}"></i>'
@@ -220,35 +219,24 @@ def pictures(look: Look) -> str:
     shown = f"Where {who} looks"
     unread = "" if len(look.coordinates) == height * width else " Hatched ones were not."
     return (
-        f'<section class=look data-rows={height} data-columns={width} data-row="{row}" data-column="{column}" '
-        f'style="--rows: {height}; --columns: {width}"><h2>Which pixels were read, and where one looks</h2>'
+        f'<section class=look style="--rows: {height}; --columns: {width}"><p class=note role=status>{_note(look)}</p>'
         f"<figure><figcaption><b>What was read</b><span>{len(look.coordinates):,} pixels.{unread}</span></figcaption>"
-        f"{board.format('The pixels that were read', height, width, who, picture, mark)}{_chooser(look)}</figure>"
+        f"{board.format('The pixels that were read', height, width, who, picture, mark)}</figure>"
         f"<figure><figcaption><b>{shown}</b></figcaption><div class=canvas>"
         f"{board.format(shown, height, width, who, picture, mark)}{_atlas(look)}</div></figure></section>"
     )
 
 
-def _chooser(look: Look) -> str:
-    """Fields for the pixel, for whoever does not point; and what became of the one asked for."""
-    fields = ""
-    for axis, name in enumerate(("Row", "Column")):
-        last = look.picture.shape[axis] - 1
-        value = "" if look.asked is None else look.asked[axis]
-        fields += (
-            f'<label>{name} <input type=number min=0 max={last} step=1 name={name.lower()} value="{value}" '
-            f"placeholder=0–{last}></label>"
-        )
-    note = "Click a pixel of either picture to see where it looks."
+def _note(look: Look) -> str:
+    """Whose attention is shown, where that is not the pixel asked for."""
     if look.place is None:
-        with_token = "its image token looks" if look.to_token is not None else "all pixels look, on average"
-        note = f"Shown is where {with_token}. Click a pixel of either picture to see where that looks."
-    elif look.place != look.asked:
-        note = "Row {}, column {} was not read. The nearest pixel that was is row {}, column {}.".format(
+        who = "its image token looks" if look.to_token is not None else "all pixels look, on average"
+        return f"Shown is where {who}. Click a pixel of either picture to see where that looks."
+    if look.place != look.asked:
+        return "Row {}, column {} was not read. The nearest pixel that was is row {}, column {}.".format(
             *look.asked, *look.place
         )
-    whole = f"<button type=button data-whole aria-pressed={str(look.place is None).lower()}>Whole image</button>"
-    return f"<div class=chooser>{fields}{whole}</div><p class=note role=status>{note}</p>"
+    return "Click a pixel of either picture to see where that looks."
 
 
 def _atlas(look: Look) -> str:
