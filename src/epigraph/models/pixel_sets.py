@@ -178,7 +178,8 @@ def _check_values(config, name: str, values: torch.Tensor, channels: int, mask: 
         raise ValueError(f"{name} must be {wanted}, not {values.dtype}.")
     if torch.compiler.is_compiling():
         return
-    good = values.isfinite() if size is None else (values >= 0) & (values < size)
+    # As int64: 8 bits do not even hold a size of 256 to compare with.
+    good = values.isfinite() if size is None else (values.long() >= 0) & (values.long() < size)
     if mask is not None:
         good = good | ~mask[..., None]
     if not bool(good.all()):
