@@ -162,7 +162,7 @@ def mae_section(folder: Path) -> str:
     parts = []
     for data in SETTINGS:
         if rows := read("mae", data, folder):
-            pixels = rows[0]["settings"]["finetune_selection"]
+            pixels = rows[0]["settings"]["selection"]
             reads = "all pixels" if pixels == "all" else f"a quarter of the pixels ({pixels})"
             parts += [f"**{NAMES[data]}**; the classifier reads {reads}", mae_table(rows), conditions(rows)]
     return "\n\n".join(parts) or "No results yet."
