@@ -264,13 +264,15 @@ def test_bad_files_are_named_with_what_to_do(client, tmp_path):
         ({"count": 0, "selection": "ink"}, "must be 1 to 784"),
         ({"count": 10**9, "selection": "ink"}, "must be 1 to 784"),
         ({"selection": "everything"}, "everything"),
-        ({"row": 28}, "row must be -1 to 27"),
-        ({"layer": 3}, "layer must be 0 to 2"),
-        ({"head": -1}, "head must be 0 to 2"),
+        ({"count": None, "selection": "ink"}, "must be 1 to 784"),
+        ({"row": 28}, "row must be a whole number, -1 to 27"),
+        ({"column": None}, "column must be"),
+        ({"layer": 3}, "layer must be a whole number, 0 to 2"),
+        ({"head": -1}, "head must be a whole number, 0 to 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(client, settings, reason):
-    name = "/read_attention" if settings.keys() & {"row", "layer", "head"} else "/read_file"
+    name = "/read_attention" if settings.keys() & {"row", "column", "layer", "head"} else "/read_file"
     place = {"row": 0, "column": 0, "layer": 0, "head": 0} if name == "/read_attention" else {}
     assert reason in refusal(lambda: ask(client, EXAMPLES[0], name, **{**place, **settings}))
 
@@ -390,6 +392,7 @@ def test_a_clicked_pixel_shows_where_it_looks(page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
 def test_a_pixel_that_was_not_read_is_said_and_replaced(page):
     page.get_by_label("Ink", exact=True).check()
     wait_for(page, ".facts", "196 of 784")
@@ -398,6 +401,7 @@ def test_a_pixel_that_was_not_read_is_said_and_replaced(page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
 def test_maps_are_chosen_by_pointer_and_keyboard_and_stay_chosen(page):
     def visible():
         heats = page.locator(".maps label").evaluate_all(
@@ -436,6 +440,7 @@ def test_arrow_keys_walk_over_pixels_and_keep_the_focus(page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
 def test_uploads_are_read_inverted_where_light_and_explained_where_bad(page, client, tmp_path):
     Image.eval(Image.open(EXAMPLES[8]), lambda value: 255 - value).resize((280, 280)).save(tmp_path / "bag.png")
     (tmp_path / "notes.png").write_text("no picture")

@@ -49,8 +49,9 @@ def load(name: str | None):
     if name is None:
         name = str(beside) if (beside / "config.json").is_file() else f"{HUB_ORGANISATION}/pixelvit-tiny"
     folder = checkpoint_folder(name)
-    model = AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
+    settings = {"attn_implementation": "eager", "use_safetensors": True, "trust_remote_code": False}
+    model = AutoModelForImageClassification.from_pretrained(folder, **settings).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(model, PixelViTForImageClassification) or not isinstance(processor, PixelViTImageProcessor):
         raise ValueError(f"{name}: this page shows PixelViT models for image classification; name one of these.")
     return model, processor
@@ -166,7 +167,7 @@ def read_file(file: str | None, selection: str, count: int, invert: bool) -> dic
     Returns:
         classes (label and score of each, the most probable first), pixels_read, pixels
     """
-    look = answered(file, selection, int(count), invert)
+    look = answered(file, selection, int(count or 0), invert)
     classes = [{"label": name, "score": score} for name, score in look.classes]
     return {"classes": classes, "pixels_read": len(look.coordinates), "pixels": PIXELS}
 
@@ -190,13 +191,13 @@ def read_attention(
         row and column (of the nearest pixel that was read), to_image_token, attention (rows of shares, null = unread)
     """
     layers, heads = MODEL.config.num_hidden_layers, MODEL.config.num_attention_heads
-    numbers = [int(value) for value in (row, column, layer, head)]
+    numbers = [-2 if value is None else int(value) for value in (row, column, layer, head)]
     limits = {"row": (-1, SIZE[0] - 1), "column": (-1, SIZE[1] - 1), "layer": (0, layers), "head": (0, heads)}
     for (name, (low, high)), value in zip(limits.items(), numbers):
         if not low <= value <= high:
-            raise gr.Error(f"{name} must be {low} to {high}, not {value}.", print_exception=False)
+            raise gr.Error(f"{name} must be a whole number, {low} to {high}.", print_exception=False)
     asked = None if -1 in numbers[:2] else tuple(numbers[:2])
-    look = answered(file, selection, int(count), invert, asked)
+    look = answered(file, selection, int(count or 0), invert, asked)
     shares = np.full(SIZE, np.nan)
     shares[tuple(look.coordinates.T)] = view.averaged(look.attention, *numbers[2:])
     row, column = look.place or (-1, -1)
