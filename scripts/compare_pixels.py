@@ -35,6 +35,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -495,6 +496,10 @@ def main(argv: list[str] | None = None) -> None:
                 failed.append(f"{futures[future].name}: {error}")
                 tqdm.write(failed[-1], file=sys.stderr)
                 continue
+            except BrokenProcessPool:
+                sys.exit(
+                    f"error: a run was ended from outside, as for want of memory; what is finished is in {output}"
+                )
             # Read again: another command may have written to the same file meanwhile.
             write_json(output, {"rows": sorted([*read_rows(output), row], key=lambda row: (row["arm"], row["seed"]))})
             shown = ", ".join(f"{name} {row[name]:.4f}" for name in ("validation_accuracy", "accuracy") if row[name])

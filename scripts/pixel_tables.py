@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "model_cards" / "results" / "pixelvit"
 PAGE = ROOT / "docs" / "pixelvit.md"
 FIGURE = "pixelvit_selection.png"
-NAMES = {"digits": "digits", "mnist5k": "MNIST-5k", "fashion": "Fashion-MNIST"}
+NAMES = {"digits": "Digits", "mnist5k": "MNIST-5k", "fashion": "Fashion-MNIST"}
 FASHION_BAR = 0.82  # what all pixels must reach on Fashion-MNIST for the comparison to count
 CUT = "† stopped at the limit of CPU time, before the end of its schedule."
 Rows = list[dict]
@@ -71,26 +71,26 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def conditions(rows: Rows) -> str:
-    """The settings of a table in words, and the commands that made it."""
+    """The data and settings of a table in words, and the commands that made it."""
     first, settings = rows[0], rows[0]["settings"]
     commands = dict.fromkeys(re.sub(r" --only .*", "", row["command"]) for row in rows)
-    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
-    said = [f"seeds {seeds}", f"batches of {settings['batch_size']}", f"AdamW at {settings['learning_rate']:g}"]
-    said += [f"weight decay {settings['weight_decay']:g}"]
+    said = [f"{first['n']:,} test images", f"batches of {settings['batch_size']}"]
+    said += [f"AdamW at {settings['learning_rate']:g} with weight decay {settings['weight_decay']:g}"]
     if settings["shift"]:
         said += [f"images moved by up to {settings['shift']} px"]
     if settings["flip"]:
-        said += ["mirrored"]
-    said += [
-        "bfloat16 autocast" if settings["dtype"] == "bfloat16" else "float32",
-        f"attention {settings['attention']}",
-    ]
+        said += ["half of them mirrored"]
+    if settings["selection"] != "all" and first["table"] != "selection":
+        said += [f"a quarter of the pixels read ({settings['selection']})"]
+    said += [settings["dtype"], f"attention {settings['attention']}"]
+    said += [f"seeds {' and '.join(str(seed) for seed in sorted({row['seed'] for row in rows}))}"]
     rates = [row["matmul_gflop_per_cpu_second"] for row in rows]
+    machines = " and ".join(dict.fromkeys(row["machine"] for row in rows))
     marks = [CUT] if any("cut" in row for row in rows) else []
     return "\n\n".join(
         [
             *marks,
-            f"{first['n']:,} test images; {', '.join(said)}. {first['machine']}, where float32 products ran at "
+            f"{NAMES[first['data']]}: {', '.join(said)}. {machines}, where float32 products ran at "
             f"{min(rates):.0f} to {max(rates):.0f} GFLOP per CPU second.",
             "```bash\n" + "\n".join(commands) + "\n```",
         ]
@@ -130,7 +130,9 @@ def selection_section(folder: Path) -> str:
         if not rows:
             continue
         first = rows[0]
-        parts.append(f"**{NAMES[data]}**, {first['train_images']:,} training images, {first['settings']['position']}")
+        position = ARMS["positions"].get(first["settings"]["position"])
+        position = position.title if position else first["settings"]["position"]
+        parts.append(f"**{NAMES[data]}**, {first['train_images']:,} training images; positions: {position}")
         for length in sorted({row["settings"]["cpu_seconds"] for row in rows}):
             same = [row for row in rows if row["settings"]["cpu_seconds"] == length]
             parts.append(f"The same CPU seconds for all ({length:g}):" if length else "The same epochs for all:")
@@ -162,9 +164,7 @@ def mae_section(folder: Path) -> str:
     parts = []
     for data in SETTINGS:
         if rows := read("mae", data, folder):
-            pixels = rows[0]["settings"]["selection"]
-            reads = "all pixels" if pixels == "all" else f"a quarter of the pixels ({pixels})"
-            parts += [f"**{NAMES[data]}**; the classifier reads {reads}", mae_table(rows), conditions(rows)]
+            parts += [f"**{NAMES[data]}**", mae_table(rows), conditions(rows)]
     return "\n\n".join(parts) or "No results yet."
 
 
