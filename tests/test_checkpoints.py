@@ -8,14 +8,28 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    pipeline,
+)
 
 import epigraph
 from epigraph.cards import read_results, results_files, weights_sha256
+from epigraph.classification import load_classifier
 from epigraph.reading import DEFAULT_CHECKPOINTS, load
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = sorted(set(DEFAULT_CHECKPOINTS.values()))
+READERS = sorted(set(DEFAULT_CHECKPOINTS.values()))
+NAMES = sorted({path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json")} | set(READERS))
+CLASSIFIERS = [name for name in NAMES if name not in READERS]
+# What the card names, what the text says, and on which split the numbers in the card were measured.
+TERMS = {
+    "comer-hme": ("cc-by-nc-sa-3.0", "NonCommercial-ShareAlike 3.0", "test_2014"),
+    "pixelvit-tiny": ("mit", "Permission is hereby granted, free of charge", "test"),
+}
 SUFFIXES = {".json", ".jsonl", ".md", ".png", ".safetensors", ""}
 
 
@@ -27,7 +41,8 @@ def size(folder):
 def test_folder_is_complete_small_and_without_code(name):
     folder = ROOT / "checkpoints" / name
     found = {path.name for path in folder.iterdir()}
-    assert {"config.json", "processor_config.json", "tokenizer.json", "README.md", "LICENSE"} <= found
+    processor = {"processor_config.json", "tokenizer.json"} if name in READERS else {"preprocessor_config.json"}
+    assert {"config.json", "README.md", "LICENSE", *processor} <= found
     assert {path.suffix for path in folder.rglob("*")} <= SUFFIXES
     assert size(folder) <= 12e6 and size(ROOT / "checkpoints") <= 40e6
     for path in folder.glob("*.json"):
@@ -41,8 +56,9 @@ def test_folder_is_complete_small_and_without_code(name):
 def test_card_shows_licence_and_curve(name):
     folder = ROOT / "checkpoints" / name
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "license: cc-by-nc-sa-3.0" in card
-    assert "NonCommercial-ShareAlike 3.0" in (folder / "LICENSE").read_text(encoding="utf-8")
+    licence, terms, _ = TERMS[name]
+    assert f"license: {licence}" in card
+    assert terms in " ".join((folder / "LICENSE").read_text(encoding="utf-8").split())
     assert "![Training curve](training_curve.png)" in card
     Image.open(folder / "training_curve.png").verify()
 
@@ -52,15 +68,15 @@ def test_results_are_of_these_weights_and_of_the_test_split(name):
     measured = [read_results(path) for path in results_files(name, ROOT / "model_cards" / "results")]
     assert {results["weights_sha256"] for results in measured} == {weights_sha256(ROOT / "checkpoints" / name)}
     for results in measured:
-        assert {row["split"] for row in results["rows"]} == {"test_2014"}
-        if not {"grammar", "official"} & set(re.findall("[a-z]+", results["command"])):
+        assert {row["split"] for row in results["rows"]} == {TERMS[name][2]}
+        if name in READERS and not {"grammar", "official"} & set(re.findall("[a-z]+", results["command"])):
             assert results["breakdowns"]["unbalanced"]["value"] == 0, "the grammar holds"
         if scores := results["breakdowns"].get("reliability"):
             config = json.loads((ROOT / "checkpoints" / name / "config.json").read_text())
             assert scores["calibration"] == config["score_calibration"], "measured with the scores that are shipped"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", READERS)
 def test_every_way_of_loading_reads_the_same(name):
     folder = ROOT / "checkpoints" / name
     ink = ROOT / "examples" / "handwritten-math" / "index.json"
@@ -75,7 +91,7 @@ def test_every_way_of_loading_reads_the_same(name):
     assert json.loads((folder / "config.json").read_text())["grammar"], "readings are well-formed"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", READERS)
 def test_a_reading_does_not_depend_on_the_batch(name):
     model, processor = load(ROOT / "checkpoints" / name)
     inks = [ROOT / "examples" / "handwritten-math" / f"{example}.json" for example in ("index", "root", "fraction")]
@@ -83,3 +99,18 @@ def test_a_reading_does_not_depend_on_the_batch(name):
     for ink, reading in zip(inks, together):
         alone = epigraph.read(ink, model, processor=processor, num_beams=2)
         assert reading.text == alone.text and reading.score == pytest.approx(alone.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_loads_by_its_parts_and_as_a_pipeline(name):
+    folder = ROOT / "checkpoints" / name
+    model, processor = load_classifier(folder)
+    assert AutoModelForImageClassification.from_pretrained(folder).dtype == torch.float32, "half is for the disk"
+    labels = model.config.id2label
+    assert not [label for label in labels.values() if label.startswith("LABEL_")], "classes have names"
+    image = Image.effect_noise((model.config.image_height_width[1], model.config.image_height_width[0]), 90)
+    with torch.no_grad():
+        scores = model(**processor([image], return_tensors="pt")).logits.softmax(-1)[0]
+    classify = pipeline("image-classification", model=str(folder), device="cpu")
+    found = {answer["label"]: answer["score"] for answer in classify(image, top_k=len(labels))}
+    assert found == pytest.approx({labels[index]: score for index, score in enumerate(scores.tolist())}, abs=1e-5)

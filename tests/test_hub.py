@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from epigraph import cards
+import epigraph
+from epigraph import PixelViTConfig, PixelViTForImageClassification, PixelViTImageProcessor, cards
 from epigraph import hub as publishing
 from epigraph.models.modeling_comer import CoMERForConditionalGeneration
 from epigraph.models.processing import comer_processor
@@ -39,6 +40,29 @@ def published(tiny_comer, tmp_path):
     results = tmp_path / "tiny-hme.json"
     results.write_text(json.dumps(measured))
     return model_dir, card, results
+
+
+@pytest.fixture
+def published_classifier(tmp_path):
+    """The same of a model that knows no text: (model folder, card, results)."""
+    model_dir, results = tmp_path / "pixelvit-tiny", tmp_path / "pixelvit-tiny.json"
+    torch.manual_seed(0)
+    config = PixelViTConfig(num_channels=1, hidden_size=16, num_hidden_layers=1, intermediate_size=16,
+                            num_attention_heads=2, id2label={0: "shirt", 1: "trouser", 2: "bag"})  # fmt: skip
+    PixelViTForImageClassification(config).save_pretrained(model_dir)
+    PixelViTImageProcessor(num_channels=1).save_pretrained(model_dir)
+    row = {"source": "garments", "split": "test", "protocol": "standard", "n": 8}
+    measured = {
+        "model": "pixelvit-tiny",
+        "command": "python scripts/evaluate.py --model pixelvit-tiny --data garments.parquet",
+        "versions": {"torch": "2.13.0"},
+        "weights_sha256": cards.weights_sha256(model_dir),
+        "data_sha256": "0" * 64,
+        "rows": [{"metric": "accuracy", "value": 0.875, **row}],
+        "breakdowns": {"class": [{"class": "shirt", "n": 8, "accuracy": 0.875, "taken_for": "bag"}]},
+    }
+    results.write_text(json.dumps(measured))
+    return model_dir, ROOT / "model_cards" / "pixelvit-tiny.md", results
 
 
 @pytest.fixture
@@ -111,6 +135,54 @@ assert torch.equal(model.generate(**inputs, num_beams=3, max_length=8), expected
     run_python("import epigraph\n" + here, hub_env)
 
 
+def test_pushed_classifier_loads_where_epigraph_cannot_be_imported(
+    published_classifier, hub, hub_env, run_python, tmp_path
+):
+    model_dir, card, results = published_classifier
+    arguments = [str(model_dir), "epigraph/pixelvit-tiny", "--card", str(card), "--results", str(results)]
+    arguments += ["--code-repo", "org/code", "--push-code"]
+    run_python([str(ROOT / "scripts" / "push_to_hub.py"), *arguments], hub_env)
+    found = hub.model("epigraph/pixelvit-tiny").files
+    settings = json.loads(found["preprocessor_config.json"])["auto_map"]
+    assert settings == {"AutoImageProcessor": "org/code--image_processing_pixelvit.PixelViTImageProcessor"}
+    auto_map = json.loads(found["config.json"])["auto_map"]
+    assert auto_map["AutoModelForImageClassification"] == "org/code--modeling_pixelvit.PixelViTForImageClassification"
+
+    drawing().save(tmp_path / "shirt.png")
+    model = PixelViTForImageClassification.from_pretrained(model_dir).eval()
+    inputs = PixelViTImageProcessor.from_pretrained(model_dir)([drawing()], return_tensors="pt")
+    with torch.no_grad():
+        save_file({**inputs, "logits": model(**inputs).logits}, tmp_path / "expected.safetensors")
+    load = f"""
+import torch
+from safetensors.torch import load_file
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+how, name = dict(trust_remote_code=True), "epigraph/pixelvit-tiny"
+expected = load_file({str(tmp_path / "expected.safetensors")!r})
+processor = AutoImageProcessor.from_pretrained(name, **how)
+inputs = processor([{str(tmp_path / "shirt.png")!r}], return_tensors="pt")
+assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+for auto in (AutoModel, AutoBackbone, AutoModelForImageClassification):
+    model = auto.from_pretrained(name, **how).eval()
+    assert model.__module__.startswith(PREFIX), model.__module__
+with torch.no_grad():
+    torch.testing.assert_close(model(**inputs).logits, expected["logits"])
+best = pipeline("image-classification", model=name, **how)({str(tmp_path / "shirt.png")!r})[0]
+assert best["label"] == model.config.id2label[int(expected["logits"].argmax())]
+torch.testing.assert_close(torch.tensor(best["score"]), expected["logits"].softmax(-1).max())
+"""
+    run_python(load.replace("PREFIX", repr("transformers_modules")), hub_env, without=["epigraph"])
+    here = load.replace("PREFIX", repr("epigraph.models")).replace(
+        "how, name = dict(trust_remote_code=True)", "how, name = {}"
+    )
+    # What the card tells its reader to type works as it stands.
+    snippets = re.findall("```python\n(.*?)```", found["README.md"].decode(), re.DOTALL)
+    assert len(snippets) == 3
+    run_python("\n".join(["import epigraph", here, f"import os; os.chdir({str(tmp_path)!r})", *snippets]), hub_env)
+
+
 @pytest.mark.parametrize(
     "repo_id, code_repo, message",
     [
@@ -149,6 +221,36 @@ def test_card_is_complete(published, no_hub, capsys):
     assert "python scripts/evaluate.py --model tiny-hme --data made_up.parquet" in written.text
     assert "![Training curve](training_curve.png)" in written.text
     assert re.findall(r"^## (.+)$", written.text, re.MULTILINE) == cards.SECTIONS
+
+
+def test_card_of_a_classifier(published_classifier, no_hub, capsys):
+    model_dir, card, results = published_classifier
+    publishing.push(model_dir, "org/pixelvit-tiny", card, [results], dry_run=True)
+    printed = capsys.readouterr().out
+    assert "preprocessor_config.json" in printed and "tokenizer" not in printed
+    written = ModelCard((model_dir / "README.md").read_text())
+    (result,) = written.data.eval_results
+    assert written.data.pipeline_tag == result.task_type == "image-classification"
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.875, "garments")
+    assert "| garments | test | standard | 8 | 87.50 % |" in written.text
+    assert "| shirt | 8 | 87.50 % | bag |" in written.text
+
+
+def test_readme_has_a_table_for_each_model(published, published_classifier, tmp_path, monkeypatch):
+    """Whose columns are its own metrics'."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import render_cards
+
+    for model_dir, card, results in (published, published_classifier):
+        for path, folder in ((model_dir, "checkpoints"), (card, "model_cards"), (results, "model_cards/results")):
+            (tmp_path / "tree" / folder).mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, tmp_path / "tree" / folder / path.name)
+    (tmp_path / "tree" / "README.md").write_text("# epigraph\n<!-- results -->\n<!-- /results -->\n")
+    monkeypatch.setattr(render_cards, "ROOT", tmp_path / "tree")
+    readme = render_cards.rendered()[tmp_path / "tree" / "README.md"]
+    assert "| data | split | protocol | n | ExpRate | ≤ 1 error |" in readme
+    assert "| data | split | protocol | n | accuracy |" in readme and "| garments | test |" in readme
 
 
 def test_every_results_file_has_its_table(published, no_hub):
@@ -234,6 +336,20 @@ def test_mistakes_are_named_before_anything_is_uploaded(published, no_hub, name)
     model_dir, card, results = published
     with pytest.raises(ValueError, match=message):
         publishing.push(model_dir, "org/tiny-hme", card, [results])
+
+
+def test_a_classifier_without_its_processor_is_not_pushed(published_classifier, no_hub):
+    model_dir, card, results = published_classifier
+    (model_dir / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="pixelvit-tiny has no preprocessor_config.json; save the processor"):
+        publishing.push(model_dir, "org/pixelvit-tiny", card, [results])
+
+
+def test_reading_with_a_classifier_says_what_it_is_for(published_classifier):
+    model_dir, *_ = published_classifier
+    with pytest.raises(ValueError, match=r"classifies images.*pipeline\('image-classification'") as caught:
+        epigraph.read(drawing(), model=model_dir)
+    assert "\n" not in str(caught.value) and str(model_dir) in str(caught.value)
 
 
 def test_results_in_the_documents_are_up_to_date(run_python):

@@ -1,4 +1,4 @@
-"""What every model promises, as one suite: a new model adds a `Spec` to `SPECS` and nothing else.
+"""What every model promises, as one suite: a new model adds a `Spec` to `model_specs.SPECS` and nothing else.
 
 That a pushed model loads through the Hub, with and without the package, is in test_hub.py; adapters are pushed here.
 """
@@ -6,134 +6,29 @@ That a pushed model loads through the Hub, with and without the package, is in t
 import copy
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-import transformers
 from huggingface_hub.errors import StrictDataclassError
+from model_specs import SPECS
 from peft import LoraConfig, PeftModel, get_peft_model
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AttentionInterface, AutoConfig, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import epigraph
 from epigraph import models
 from epigraph.hub import entry_of
-from epigraph.models.processing import comer_processor
-
-
-@dataclass
-class Spec:
-    """A model as the suite needs it.
-
-    Attributes:
-        model: the class.
-        config: settings of a tiny configuration without dropout.
-        processor: builds its processor.
-        texts: 8 labels.
-        outputs: (model, batch) -> tensor (batch, ...) that must not depend on the rest of the batch, nor on padding.
-        overfit: (steps, learning rate, loss) that 8 examples are learnt in, with, and below.
-        others: settings that differ from the defaults, for the round trip.
-        dropout: settings that switch dropout on.
-        mistakes: settings that are refused, with what the error says.
-        convolutions: LoRA targets beside the linear layers.
-        generates: has `generate`.
-    """
-
-    model: type
-    config: dict
-    processor: Callable
-    texts: list[str]
-    outputs: Callable
-    overfit: tuple[int, float, float]
-    others: dict
-    dropout: dict
-    mistakes: list[tuple[dict, str]]
-    convolutions: list[str]
-    generates: bool
-
-    def build(self, **changes):
-        torch.manual_seed(0)
-        model = self.model(self.model.config_class(**{**self.config, **changes})).eval()
-        for name, buffer in model.named_buffers():  # as uneven as after training
-            if name.endswith("running_mean"):
-                buffer.normal_(0, 0.2)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-        return model
-
-    def rows(self, count=3):
-        """Images of different sizes, a different drawing for each label."""
-        rows = []
-        for index, text in enumerate(self.texts[:count]):
-            width, height = 40 + 13 * (index % 4), 24 + 9 * (index % 3)
-            image = Image.new("L", (width, height))
-            shape = torch.rand(5, 2, generator=torch.Generator().manual_seed(index)) * torch.tensor([width, height])
-            ImageDraw.Draw(image).line([tuple(point) for point in shape.tolist()], fill=255, width=3)
-            rows.append({"image": image, "text": text})
-        return rows
-
-    def collate(self, rows):
-        return dict(self.processor()(images=[row["image"] for row in rows], text=[row["text"] for row in rows]))
-
-
-def comer_outputs(model, batch):
-    logits = model(**batch).logits
-    return logits.view(2, -1, *logits.shape[1:]).transpose(0, 1)
-
-
-SPECS = {
-    "comer": Spec(
-        model=models.CoMERForConditionalGeneration,
-        config={
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "growth_rate": 8,
-            "dense_layers": (2, 2, 2),
-            "coverage_channels": 8,
-            "dropout": 0.0,
-            "encoder_dropout": 0.0,
-        },
-        processor=comer_processor,
-        texts=["x ^ { 2 }", "a + b", "7", r"\frac { 1 } { n }", "- 3 . 5", "y _ i", r"\sqrt { z }", "( p )"],
-        outputs=comer_outputs,
-        overfit=(40, 1e-2, 0.1),
-        others={"cross_coverage": False, "label_smoothing": 0.1, "grammar": {"open": 110, "scripts": [81, 82]}},
-        dropout={"dropout": 0.3, "encoder_dropout": 0.2},
-        mistakes=[
-            ({"hidden_size": 30}, "hidden_size 30 is not a multiple of num_attention_heads 8"),
-            ({"hidden_size": 18, "num_attention_heads": 3}, "multiple of 4"),
-            ({"hidden_size": "wide"}, "'hidden_size' expected int"),
-            ({"hidden_size": 0}, "hidden_size must be at least 1, not 0"),
-            ({"vocab_size": -1}, "vocab_size must be at least 1, not -1"),
-            ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
-            ({"num_attention_heads": 0}, "num_attention_heads must be at least 1"),
-            ({"dropout": 1.5}, "dropout must be at least 0 and below 1, not 1.5"),
-            ({"dropout": None}, "'dropout'"),
-            ({"encoder_dropout": -0.1}, "encoder_dropout must be at least 0"),
-            ({"label_smoothing": 1}, "label_smoothing must be at least 0 and below 1"),
-            ({"dense_layers": (2, 2)}, r"depths of three blocks, not \[2, 2\]"),
-            ({"dense_layers": (2, 0, 2)}, r"depths of three blocks, not \[2, 0, 2\]"),
-            ({"transition_reduction": 0.0}, "transition_reduction must be above 0"),
-            ({"position_temperature": 0}, "position_temperature must be above 0"),
-            ({"coverage_kernel_size": 4}, "coverage_kernel_size 4 must be odd"),
-            ({"mask_padding": "yes"}, "'mask_padding'"),
-        ],
-        convolutions=["bottleneck.conv", "growth.conv", "feature_proj", "refinement.conv", "refinement.proj"],
-        generates=True,
-    ),
-}
 
 
 @pytest.fixture(params=SPECS)
 def spec(request):
     return SPECS[request.param]
+
+
+# What takes a process of its own is asked of one model of each type.
+ONE_OF_EACH_TYPE = {spec.model.config_class.model_type: name for name, spec in SPECS.items()}.values()
 
 
 @pytest.fixture
@@ -148,6 +43,11 @@ def saved(spec, tmp_path):
 def forward(spec, model, batch):
     with torch.no_grad():
         return spec.outputs(model.eval(), batch)
+
+
+def assert_same(found, expected):
+    """Equal, but for the last bit of products with weights that lie elsewhere in memory."""
+    torch.testing.assert_close(found, expected, atol=2e-7, rtol=0)
 
 
 def take_steps(model, batch, steps, learning_rate=1e-2, train=True):
@@ -168,7 +68,10 @@ def take_steps(model, batch, steps, learning_rate=1e-2, train=True):
 
 
 def test_every_model_is_here():
-    assert {config.model_type for config, *_ in models.MODELS} == set(SPECS)
+    """But for the bodies, which have no loss; `test_other_heads_take_the_same_body` has them."""
+    found = {spec.model for spec in SPECS.values()}
+    bodies = {models.PixelViTModel, models.PixelViTBackbone}
+    assert {cls for _, classes, *_ in models.MODELS for cls in classes.values()} == found | bodies
 
 
 def test_config_round_trip(spec, tmp_path):
@@ -202,10 +105,7 @@ def test_saved_model_is_the_same(spec, saved):
     """Bit for bit, buffers included, through every Auto class that knows it; nothing is pickled."""
     model, batch = spec.build(), spec.collate(spec.rows())
     assert not [path for path in saved.iterdir() if path.suffix not in (".json", ".safetensors")]
-    _, classes, *_ = entry_of(model.config.model_type, saved)
-    loaders = [getattr(transformers, auto) for auto, cls in classes.items() if cls is spec.model]
-    assert AutoModel in loaders
-    for loader in [*loaders, spec.model]:
+    for loader in [*spec.auto, spec.model]:
         loaded, info = loader.from_pretrained(saved, output_loading_info=True)
         assert not any(info.values()), info
         assert type(loaded) is spec.model and not loaded.training
@@ -213,7 +113,25 @@ def test_saved_model_is_the_same(spec, saved):
         assert loaded.state_dict().keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
         assert all(torch.equal(b, dict(model.named_buffers())[name]) for name, b in loaded.named_buffers())
-        assert torch.equal(forward(spec, loaded, batch), forward(spec, model, batch))
+        assert_same(forward(spec, loaded, batch), forward(spec, model, batch))
+
+
+def test_other_heads_take_the_same_body(spec, saved):
+    """So that a pre-trained model is fine-tuned by naming its folder, and its features are had without its head."""
+    body = f"{spec.model.base_model_prefix}."
+
+    def bare(weights):
+        return {name.removeprefix(body): tensor for name, tensor in weights.items()}
+
+    weights = spec.build().state_dict()
+    shared = bare({name: tensor for name, tensor in weights.items() if name.startswith(body)})
+    _, classes, *_ = entry_of(spec.model.config_class.model_type, saved)
+    for cls in {*classes.values()} - {spec.model}:
+        loaded, info = cls.from_pretrained(saved, output_loading_info=True)
+        assert shared and not [name for name in info["missing_keys"] if name.startswith(body)]
+        assert not info["mismatched_keys"]
+        found = bare(loaded.state_dict())
+        assert all(torch.equal(found[name], tensor) for name, tensor in shared.items())
 
 
 def test_model_built_on_the_meta_device(spec, saved):
@@ -223,12 +141,12 @@ def test_model_built_on_the_meta_device(spec, saved):
     model.load_state_dict(load_file(saved / "model.safetensors"), assign=True)
     assert not [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     batch = spec.collate(spec.rows())
-    assert torch.equal(forward(spec, model, batch), forward(spec, spec.build(), batch))
+    assert_same(forward(spec, model, batch), forward(spec, spec.build(), batch))
 
 
 def test_a_missing_tensor_is_reported_and_initialised(spec, saved):
     weights = load_file(saved / "model.safetensors")
-    gone = sorted(name for name in weights if name.endswith(".weight"))
+    gone = sorted(name for name, _ in spec.build().named_parameters() if name in weights)
     save_file({name: weights[name] for name in weights if name not in gone}, saved / "model.safetensors")
     torch.manual_seed(0)
     loaded, info = spec.model.from_pretrained(saved, output_loading_info=True)
@@ -237,21 +155,26 @@ def test_a_missing_tensor_is_reported_and_initialised(spec, saved):
     fresh = spec.model(loaded.config)
     for name in gone:
         found, wanted = loaded.get_parameter(name), fresh.get_parameter(name)
-        assert found.isfinite().all() and torch.isclose(found.std(), wanted.std(), rtol=0.25, atol=1e-3), name
+        sizes = [tensor.square().mean().sqrt() for tensor in (found, wanted)]
+        few = found.numel() < 500
+        assert found.isfinite().all() and torch.isclose(*sizes, rtol=0.5 if few else 0.25, atol=1e-3), name
 
 
 def test_processor_loads_through_every_auto_class(spec, saved):
     processor, rows = spec.processor(), spec.rows()
-    loaded = AutoProcessor.from_pretrained(saved)
+    loaded, images = AutoProcessor.from_pretrained(saved), [row["image"] for row in rows]
     assert type(loaded) is type(processor)
-    images, texts = [row["image"] for row in rows], [row["text"] for row in rows]
-    expected, found = processor(images=images, text=texts), loaded(images=images, text=texts)
+    expected, found = (spec.batch(each, images, [row["answer"] for row in rows]) for each in (processor, loaded))
     assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    alone = AutoImageProcessor.from_pretrained(saved)(images, return_tensors="pt")
-    assert torch.equal(alone["pixel_values"], expected["pixel_values"])
-    assert AutoTokenizer.from_pretrained(saved).get_vocab() == processor.tokenizer.get_vocab()
+    alone = AutoImageProcessor.from_pretrained(saved)
+    assert type(alone) is type(getattr(processor, "image_processor", processor))
+    expected = processor(images=images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(alone(images, return_tensors="pt")["pixel_values"], expected)
+    if spec.tokenizer:
+        assert AutoTokenizer.from_pretrained(saved).get_vocab() == spec.tokenizer.get_vocab()
 
 
+@pytest.mark.parametrize("spec", ONE_OF_EACH_TYPE, indirect=True)
 def test_loads_as_custom_code_where_the_package_is_missing(spec, saved, run_python):
     """The flat models folder is all the code a model needs. (test_hub.py does this through a Hub.)"""
     for path in Path(models.__file__).parent.glob("*.py"):
@@ -268,9 +191,9 @@ def test_loads_as_custom_code_where_the_package_is_missing(spec, saved, run_pyth
         f"""
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import {spec.auto[0].__name__} as auto
 
-model = AutoModel.from_pretrained({str(saved)!r}, trust_remote_code=True)
+model = auto.from_pretrained({str(saved)!r}, trust_remote_code=True)
 batch = load_file({str(saved.parent / "batch.safetensors")!r})
 expected = batch.pop("expected")
 assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
@@ -297,10 +220,11 @@ def test_a_batch_is_its_examples(spec):
 
 
 def test_padding_changes_nothing(spec):
+    if spec.pad is None:
+        pytest.skip("its images have one size")
     model, batch = spec.build(), spec.collate(spec.rows())
-    padded = {**batch, "pixel_values": F.pad(batch["pixel_values"], (0, 37, 0, 21))}
-    padded["pixel_mask"] = F.pad(batch["pixel_mask"], (0, 37, 0, 21))
-    torch.testing.assert_close(forward(spec, model, padded), forward(spec, model, batch), atol=2e-5, rtol=1e-4)
+    found, expected = forward(spec, model, spec.pad(batch)), forward(spec, model, batch)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_evaluation_is_deterministic_and_dropout_is_for_training(spec):
@@ -317,12 +241,15 @@ def test_evaluation_is_deterministic_and_dropout_is_for_training(spec):
 
 
 def test_attention_implementations_agree(spec):
+    """Those of transformers, and ours where it is registered."""
     model, batch = spec.build(), spec.collate(spec.rows())
     model.set_attn_implementation("eager")
     eager = forward(spec, model, batch)
-    model.set_attn_implementation("sdpa")
-    assert model.config._attn_implementation == "sdpa"
-    torch.testing.assert_close(forward(spec, model, batch), eager, atol=2e-5, rtol=1e-4)
+    for name in ("sdpa", "blocked"):
+        if name in AttentionInterface().valid_keys():
+            model.set_attn_implementation(name)
+            assert model.config._attn_implementation == name
+            torch.testing.assert_close(forward(spec, model, batch), eager, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -369,7 +296,7 @@ def test_float16_file(spec, tmp_path):
     batch = spec.collate(spec.rows())
     expected = forward(spec, exact, batch)
     for dtype, loaded in ((torch.float16, None), (torch.float32, torch.float32)):
-        model = AutoModel.from_pretrained(tmp_path, **({"dtype": loaded} if loaded else {}))
+        model = spec.auto[0].from_pretrained(tmp_path, **({"dtype": loaded} if loaded else {}))
         assert model.dtype == dtype == {parameter.dtype for parameter in model.parameters()}.pop()
         assert (forward(spec, model, batch).float() - expected).pow(2).mean().sqrt() < 0.01 * expected.std()
 
@@ -397,27 +324,36 @@ def test_eight_examples_are_learnt(spec):
     with torch.no_grad():
         model.train()(**batch)
         assert model.eval()(**batch).loss < 10 * bound
-    if spec.generates:
+    if model.can_generate():
         labels = batch.pop("labels")
         sequences = model.generate(**batch, num_beams=2, max_length=labels.shape[1] + 2)
         read = [" ".join(text.split()) for text in spec.processor().decode_labels(sequences)]
-        assert read == spec.texts
+        assert read == spec.answers
 
 
-def lora_targets(spec):
-    return {"all-linear": "all-linear", "projections": ["q_proj", "v_proj"], "convolutions": spec.convolutions}
+def test_the_loss_is_the_mean_over_the_items_that_a_loop_counts(spec):
+    model, batch = spec.build(), spec.collate(spec.rows())
+    count = model.num_loss_items(batch)
+    with torch.no_grad():
+        mean, total = model(**batch).loss, model(**batch, num_items_in_batch=1).loss
+        parts = [spec.collate([row]) for row in spec.rows()]
+        apart = [model(**part, num_items_in_batch=count).loss for part in parts]
+    assert count == sum(model.num_loss_items(part) for part in parts) >= len(parts)
+    torch.testing.assert_close(total, mean * count)
+    torch.testing.assert_close(sum(apart), mean)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
-@pytest.mark.parametrize("targets", ["all-linear", "projections", "convolutions"])
+@pytest.mark.parametrize("targets", ["all-linear", "projections", "others"])
 def test_lora(spec, saved, tmp_path, targets):
     """Train, save, load in three ways, merge: always the same outputs, and the base as it was."""
-    base, batch = spec.build(), spec.collate(spec.rows(8))
+    auto, base, batch = spec.auto[0], spec.build(), spec.collate(spec.rows(8))
     before = forward(spec, base, batch)
     # Adapters that start away from zero: none may be so weak that leaving it out goes unseen.
-    config = LoraConfig(r=4, lora_alpha=32, target_modules=lora_targets(spec)[targets], init_lora_weights=False)
+    modules = {"all-linear": "all-linear", "projections": ["q_proj", "v_proj"], "others": spec.adapted}[targets]
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=modules, init_lora_weights=False)
     torch.manual_seed(0)
-    model = get_peft_model(AutoModel.from_pretrained(saved), config)
+    model = get_peft_model(auto.from_pretrained(saved), config)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_" in name}
     assert len(adapted) > 1 and not [name for name in adapted if name.endswith("lm_head")]
     losses = take_steps(model, batch, 8)
@@ -429,17 +365,17 @@ def test_lora(spec, saved, tmp_path, targets):
         saved / "model.safetensors"
     ).stat().st_size
 
-    onto_base = PeftModel.from_pretrained(AutoModel.from_pretrained(saved), tmp_path / "adapter")
+    onto_base = PeftModel.from_pretrained(auto.from_pretrained(saved), tmp_path / "adapter")
     torch.testing.assert_close(forward(spec, onto_base, batch), expected)
-    by_auto = AutoModel.from_pretrained(tmp_path / "adapter")
+    by_auto = auto.from_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(forward(spec, by_auto, batch), expected)
-    if spec.generates:
+    if base.can_generate():
         del batch["labels"]
         how = {"num_beams": 3, "max_length": 12, "return_dict_in_generate": True}
         with_adapter = onto_base.generate(**batch, **how)
     merged = onto_base.merge_and_unload()
     torch.testing.assert_close(forward(spec, merged, spec.collate(spec.rows(8))), expected, atol=2e-4, rtol=1e-3)
-    if spec.generates:
+    if base.can_generate():
         alone = merged.generate(**batch, **how)
         assert torch.equal(alone.sequences, with_adapter.sequences)
         torch.testing.assert_close(alone.sequences_scores, with_adapter.sequences_scores, atol=1e-4, rtol=0)
@@ -447,6 +383,7 @@ def test_lora(spec, saved, tmp_path, targets):
         torch.testing.assert_close(forward(spec, model, spec.collate(spec.rows(8))), before)
 
 
+@pytest.mark.parametrize("spec", ONE_OF_EACH_TYPE, indirect=True)
 def test_lora_through_the_hub(spec, saved, hub, hub_env, run_python, tmp_path):
     save_file(spec.collate(spec.rows()), tmp_path / "batch.safetensors")
     done = run_python(
@@ -455,19 +392,19 @@ import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import {spec.auto[0].__name__} as auto
 import epigraph
 
 api, batch = HfApi(), load_file({str(tmp_path / "batch.safetensors")!r})
 api.create_repo("org/base")
 api.upload_folder(repo_id="org/base", folder_path={str(saved)!r})
-model = get_peft_model(AutoModel.from_pretrained("org/base"), LoraConfig(target_modules=["q_proj", "v_proj"]))
+model = get_peft_model(auto.from_pretrained("org/base"), LoraConfig(target_modules=["q_proj", "v_proj"]))
 for parameter in model.parameters():
     parameter.data += parameter.requires_grad * 0.1
 expected = model.eval()(**batch).loss
 model.push_to_hub("org/adapter")
-torch.testing.assert_close(AutoModel.from_pretrained("org/adapter")(**batch).loss, expected)
-again = PeftModel.from_pretrained(AutoModel.from_pretrained("org/base"), "org/adapter")
+torch.testing.assert_close(auto.from_pretrained("org/adapter")(**batch).loss, expected)
+again = PeftModel.from_pretrained(auto.from_pretrained("org/base"), "org/adapter")
 torch.testing.assert_close(again(**batch).loss, expected)
 print("same")
 """,
@@ -479,6 +416,8 @@ print("same")
 
 def test_new_symbols(spec):
     """A longer vocabulary keeps what was learnt and makes room for the rest."""
+    if not spec.tokenizer:
+        pytest.skip("the model writes no text")
     model, batch = spec.build(), spec.collate(spec.rows())
     before, size = forward(spec, model, batch), model.config.vocab_size
     model.resize_token_embeddings(size + 7, mean_resizing=False)
@@ -489,6 +428,28 @@ def test_new_symbols(spec):
     batch["labels"] = batch["labels"].masked_fill(batch["labels"] == batch["labels"][0, 0], size + 6)
     model.train()(**batch).loss.backward()
     assert model.get_output_embeddings().weight.grad[size + 6].any()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
+@pytest.mark.parametrize("adapter", [False, True])
+def test_new_classes(spec, saved, tmp_path, adapter):
+    """A trained model is taught other classes, as a whole or by an adapter with a head of its own."""
+    if not isinstance(getattr(spec.build(), "classifier", None), torch.nn.Module):
+        pytest.skip("the model tells no classes")
+    auto, batch = spec.auto[0], spec.collate(spec.rows(4))
+    batch["labels"] = batch["labels"].clamp(max=1)
+    how = {"id2label": {0: "one", 1: "other"}, "ignore_mismatched_sizes": True}
+    model = auto.from_pretrained(saved, **how)
+    if adapter:
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]))
+    losses = take_steps(model, batch, 8)
+    assert losses[-1] < losses[0]
+    expected = forward(spec, model, batch)
+    assert expected.shape[1] == 2
+    model.save_pretrained(tmp_path / "mine")
+    loaded = auto.from_pretrained(tmp_path / "mine", **(how if adapter else {}))
+    assert loaded.config.id2label == {0: "one", 1: "other"}
+    torch.testing.assert_close(forward(spec, loaded, batch), expected)
 
 
 # --------------------------------------------------------------------------------------------- transformers.Trainer
@@ -522,7 +483,7 @@ def test_trainer(spec, tmp_path):
             save_steps=4,
             eval_strategy="steps",
             eval_steps=6,
-            label_names=["labels"],
+            label_names=["labels" if "labels" in spec.collate(rows) else spec.model.main_input_name],
         )
         found = Trainer(
             spec.build(),
@@ -556,7 +517,7 @@ def test_trainer(spec, tmp_path):
 
 
 def test_seq2seq_trainer_predicts_with_generate(spec, tmp_path):
-    if not spec.generates:
+    if not spec.model.can_generate():
         pytest.skip("the model does not generate")
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
