@@ -22,6 +22,8 @@ from transformers.masking_utils import sdpa_mask
 _BLOCK_BYTES = 2**20
 # Fewer rows make the matmuls slower than a block that leaves the cache.
 _MIN_ROWS = 128
+# Keys on which the scores of a row are estimated, before all of them are computed.
+_SAMPLED_KEYS = 64
 # Scores (in powers of two) up to this size go into exp2 as they are: no row of them overflows, and none vanishes.
 _SAFE_SCORE = 90.0
 # Added to the score of a pair that a bool mask forbids; a row whose largest score is less than half has no keys.
@@ -98,7 +100,7 @@ class _BlockedAttention(torch.autograd.Function):
             unscaled = weights.of(block)
             totals[block.at] = unscaled.sum(-1, keepdim=True)
             torch.bmm(unscaled, flat_value[block.heads], out=flat_output[block.at])
-        totals.clamp_(min=torch.finfo(totals.dtype).tiny)
+        totals.add_(totals == 0)  # a row without keys: zeros, not 0 / 0
         output = _unflatten(torch.div, flat_output, totals.unflatten(0, query.shape[:2]), query)
         ctx.save_for_backward(query, key, value, mask, output, weights.shifts, totals)
         ctx.scaling = scaling
@@ -139,9 +141,9 @@ class _BlockedAttention(torch.autograd.Function):
 class _Weights:
     """The rows of exp(scaling * (query . key - shift) + mask), block by block.
 
-    A score is rounded to the dtype after its shift, and bfloat16 keeps three digits: the nearer to zero the scores
-    that count, the better. Were the scores of a row normal, those that make up its sum would lie around mean +
-    variance, but no more than 3 standard deviations above the mean, where the scores end: that is the shift.
+    A score is rounded to the dtype after its shift, and bfloat16 keeps less than three digits: the nearer to zero the
+    largest scores of a row, the better. The shift is 3 standard deviations above the mean, as some of the keys have
+    it; where that could overflow, the row's largest score instead.
 
     Attributes:
         shifts: (batch * heads, queries, 1), of the products query . key.
@@ -156,34 +158,42 @@ class _Weights:
         self.scratch = query.new_empty(max(math.prod(block.shape) for block in self.blocks))
         self.scaling = scaling * math.log2(math.e)  # for exp2, which is cheaper than exp
         query, key = query.flatten(0, 1), key.flatten(0, 1)
-        self.rises = False
+        self.rises = 0
         if shifts is None:
-            shifts, largest = self._estimate(query, key, scaling)
-            self.rises = not largest * self.scaling <= _SAFE_SCORE or (mask is not None and mask.dtype != torch.bool)
+            shifts, largest = self._estimate(query, key)
+            self.rises = self._needed_rises(largest * self.scaling, mask)
         self.shifts = shifts
         self.query, self.key = _with_columns(query, shifts), _with_ones(key)
 
     @staticmethod
-    def _estimate(query, key, scaling) -> tuple[torch.Tensor, float]:
+    def _estimate(query, key) -> tuple[torch.Tensor, float]:
         """The shifts, and what no shifted product exceeds (Cauchy-Schwarz)."""
         dtype = torch.promote_types(query.dtype, torch.float32)
-        center = key.mean(1, keepdim=True)
-        key_spread = key - center
-        covariance = torch.bmm(key_spread.transpose(1, 2), key_spread).div_(key.shape[1])
-        variance = (torch.bmm(query, covariance) * query).sum(-1, keepdim=True, dtype=dtype).clamp_(min=0)
-        shifts = torch.bmm(query, center.transpose(1, 2)) + torch.minimum(variance * scaling, 3 * variance.sqrt())
+        # Of some keys; by an odd step, lest all be from a few columns of an image.
+        some = key[:, :: key.shape[1] // _SAMPLED_KEYS | 1].transpose(1, 2)
+        some = torch.bmm(query, some)
+        mean = some.mean(-1, keepdim=True, dtype=dtype)
+        square = torch.linalg.vector_norm(some, dim=-1, keepdim=True).to(dtype).square_() / some.shape[-1]
+        shifts = mean + 3 * (square - mean.square()).clamp_(min=0).sqrt_()
         query_norm, key_norm = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (query, key))
         return shifts, (query_norm * key_norm.amax(1, keepdim=True) + shifts.abs()).max().item()
 
+    @staticmethod
+    def _needed_rises(largest: float, mask) -> int:
+        """How often the largest scores have to be looked for until none exceeds the safe one, if rounded to 8 bits."""
+        rises = 0 if mask is None or mask.dtype == torch.bool else 1
+        while largest > _SAFE_SCORE and rises < 4:
+            largest /= 2**8
+            rises += 1
+        return rises
+
     def of(self, block: "_Block") -> torch.Tensor:
         """(heads, rows, keys) of a block, in `scratch`."""
-        scores = self._scores(block)
-        if self.rises:
-            # Estimated shifts could overflow: the largest score of each row instead.
-            self.shifts[block.at] += scores.amax(-1, keepdim=True).clamp_(min=_FORBIDDEN / 2) / self.scaling
+        for _ in range(self.rises):
+            largest = self._scores(block).amax(-1, keepdim=True)
+            self.shifts[block.at] += torch.where(largest > _FORBIDDEN / 2, largest / self.scaling, 0)
             self.query[block.at] = _with_columns(self.query[block.at][..., :-2], self.shifts[block.at])
-            scores = self._scores(block)
-        return scores.exp2_()
+        return self._scores(block).exp2_()
 
     def _scores(self, block):
         scores = block.of(self.scratch)
