@@ -26,6 +26,7 @@ FIGURE = "pixelvit_selection.png"
 NAMES = {"digits": "Digits", "mnist5k": "MNIST-5k", "fashion": "Fashion-MNIST"}
 FASHION_BAR = 0.82  # what all pixels must reach on Fashion-MNIST for the comparison to count
 CUT = "† stopped at the limit of CPU time, before the end of its schedule."
+TRIED = ("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "shift", "flip", "initializer_range")
 Rows = list[dict]
 
 
@@ -168,6 +169,26 @@ def mae_section(folder: Path) -> str:
     return "\n\n".join(parts) or "No results yet."
 
 
+def choices_table(folder: Path) -> str:
+    """What was tried with --validation-only, from choices.json: by what it differs from the settings of the study."""
+    path = folder / "choices.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    if any(row["accuracy"] is not None for row in rows):
+        raise ValueError(f"{path} holds rows that were measured on test images; choices are made without them")
+    lines = []
+    for row in sorted(
+        rows, key=lambda row: (list(SETTINGS).index(row["data"]), row["arm"], row["validation_accuracy"])
+    ):
+        chosen, own = vars(SETTINGS[row["data"]]), row["settings"]
+        differs = [f"{name} {own[name]:g}" for name in TRIED if own[name] != chosen[name]]
+        differs += [f"{name} {own[name]}" for name in ("position", "dtype", "attention") if own[name] != chosen[name]]
+        arm = ARMS[row["table"]][row["arm"]].title
+        shown = f"{100 * row['validation_accuracy']:.1f} %"
+        lines.append([NAMES[row["data"]], arm, ", ".join(differs) or "as chosen", shown, f"{row['cpu_seconds']:.0f}"])
+    head = ["data", "pixels", "settings other than those of the tables", "validation accuracy", "CPU s"]
+    return markdown(head, lines) if lines else "No results yet."
+
+
 # ---------------------------------------------------------------------- the figure
 
 COLOURS = ["#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#9a6700", "#57606a", "#bf3989", "#0a7d8c", "#24292f"]
@@ -245,6 +266,7 @@ def rendered(text: str, folder: Path = RESULTS) -> str:
         "positions": positions_table(folder),
         "selection": selection_section(folder),
         "mae": mae_section(folder),
+        "choices": choices_table(folder),
     }
     for block, content in blocks.items():
         text = fill(text, block, content)

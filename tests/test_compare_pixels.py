@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = "# PixelViT\n" + "".join(f"\n<!-- {name} -->\n<!-- /{name} -->\n" for name in ("positions", "selection", "mae"))
+BLOCKS = ("positions", "selection", "mae", "choices")
+PAGE = "# PixelViT\n" + "".join(f"\n<!-- {name} -->\n<!-- /{name} -->\n" for name in BLOCKS)
 
 
 def script(name):
@@ -98,7 +99,7 @@ def test_study_from_command_to_document(study, tables, images, tmp_path, capsys,
     shown = [f"{100 * row['accuracy']:.1f} %" for row in reversed(rows)]
     ink, edge = (line for line in page.read_text().splitlines() if line.startswith(("| ink", "| edge")))
     assert shown[0] in ink and shown[1] in edge and "| 25 % | 16 | 2 |" in ink
-    assert page.read_text().count("No results yet.") == 2
+    assert page.read_text().count("No results yet.") == 3
     tables.main([*arguments, "--check"])
     page.write_text(page.read_text().replace("25 %", "24 %"))
     with pytest.raises(SystemExit, match="out of date: pixelvit.md"):
@@ -321,6 +322,15 @@ def test_rows_that_cannot_be_compared_are_refused(tables, row, tmp_path):
         fill_page(tables, tmp_path, selection_digits=[row("all", 0.9), row("ink", 0.9, settings={"shift": 1})])
     with pytest.raises(ValueError, match="holds rows that were not measured on the test images"):
         fill_page(tables, tmp_path, selection_digits=[row("all", None)])
+
+
+def test_choices_are_shown_by_what_was_different(tables, row, tmp_path):
+    tried = [row("ink", None, settings={"learning_rate": 1e-3, "dtype": "bfloat16"}), row("all", None)]
+    text = fill_page(tables, tmp_path, choices=tried)
+    assert "| Digits | ink | learning_rate 0.001, dtype bfloat16 | 90.0 % | 10 |" in text
+    assert "| Digits | all pixels | as chosen | 90.0 % | 10 |" in text
+    with pytest.raises(ValueError, match="choices.json holds rows that were measured on test images"):
+        fill_page(tables, tmp_path, choices=[row("ink", 0.9)])
 
 
 def test_document_says_what_was_measured(tables):
