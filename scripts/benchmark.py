@@ -3,9 +3,11 @@
     python scripts/benchmark.py comer
     python scripts/benchmark.py comer --only 'comer/b1/*' --json benchmark.json
     python scripts/benchmark.py synthesis --profile
+    python scripts/benchmark.py pixelvit --only 'pixelvit/*/peak_fraction'
 
 `synthesis` draws four rounds of every kind that fill the caches of glyphs and are not counted, then takes the best of
-three rounds of new samples, in about a minute of CPU in all.
+three rounds of new samples, in about a minute of CPU in all. `pixelvit` trains PixelViT-tiny and transformers' ViT
+with patches of one pixel on one thread, about ten minutes of CPU in all, or compiled on `--device cuda`.
 
 Times are CPU seconds of the process (on CUDA wall seconds). Rows are named alike on every machine; compare machines
 by `matmul_gflop_per_cpu_second`, which is measured at the start.
@@ -224,7 +226,14 @@ def synthesis_rows(wanted: Wanted, device: str, profile: bool = False) -> Iterat
     yield from (Row(*row) for row in rows(wanted, profile))
 
 
-METHODS = {"comer": comer_rows, "synthesis": synthesis_rows}
+def pixelvit_rows(wanted: Wanted, device: str) -> Iterator[Row]:
+    """PixelViT-tiny's share of the machine's matmul rate, and what the blocked attention gives."""
+    from benchmark_pixelvit import pixelvit_rows as rows
+
+    yield from (Row(*row) for row in rows(wanted, device))
+
+
+METHODS = {"comer": comer_rows, "synthesis": synthesis_rows, "pixelvit": pixelvit_rows}
 
 
 def main():

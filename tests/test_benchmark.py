@@ -44,6 +44,57 @@ def test_plain_encoder_is_the_encoder(benchmark, small):
             torch.testing.assert_close(plain, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.fixture
+def pixelvit(benchmark, monkeypatch):
+    """The rows of PixelViT at a size that takes no time."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import benchmark_pixelvit
+
+    monkeypatch.setattr(benchmark_pixelvit, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark_pixelvit, "SIDES", (5,))
+    monkeypatch.setattr(benchmark_pixelvit, "BATCH", {"cpu": 2})
+    monkeypatch.setattr(benchmark_pixelvit, "MATMUL_SIZES", {"cpu": (16, 32)})
+    return benchmark_pixelvit
+
+
+def test_pixelvit_rows(benchmark, pixelvit):
+    rows = {row.name: row for row in benchmark.pixelvit_rows(lambda name: True, "cpu")}
+    assert all(row.value > 0 for row in rows.values())
+    for kind in ("tiny", "stock"):
+        fp32 = [rows[f"pixelvit/{kind}/n25/fp32/{name}"].value for name in ("sdpa/train", "matmul", "peak_fraction")]
+        assert fp32[0] / fp32[1] == pytest.approx(fp32[2])
+        for attention in ("sdpa", "eager", "blocked"):
+            assert {f"pixelvit/{kind}/n25/bf16/{attention}/{run}" for run in ("forward", "train")} <= rows.keys()
+    for name in ("attention", "attention_train"):
+        blocked, sdpa = (rows[f"pixelvit/tiny/n25/bf16/{name}/{way}"].value for way in ("blocked", "sdpa"))
+        assert blocked / sdpa == pytest.approx(rows[f"pixelvit/tiny/n25/bf16/{name}_speedup"].value)
+    assert len(rows) == 2 * (3 + 6) + 6
+    only = list(benchmark.pixelvit_rows(lambda name: name.endswith("stock/n25/bf16/blocked/train"), "cpu"))
+    assert [row.name for row in only] == ["pixelvit/stock/n25/bf16/blocked/train"]
+
+
+def test_pixelvit_measures_the_stock_model_of_its_sizes(pixelvit):
+    ours, flop = pixelvit.tiny("tiny", 5)
+    stock, same = pixelvit.tiny("stock", 5)
+    assert flop == same == 12 * (24 * 25 * 192**2 + 4 * 25**2 * 192)
+    count = [sum(x.numel() for x in model.parameters()) for model in (ours, stock)]
+    assert count[0] == count[1]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "stock"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocked"])
+def test_pixelvit_runs_what_it_names(pixelvit, kind, attention, monkeypatch):
+    from epigraph.models import attention_blocked
+
+    calls = []
+    function = attention_blocked._BlockedAttention.apply
+    monkeypatch.setattr(attention_blocked._BlockedAttention, "apply", lambda *x: calls.append(x) or function(*x))
+    subject = pixelvit.Subject(kind, 5, "bf16", attention, "cpu")
+    subject.step()
+    assert len(calls) == (12 if attention == "blocked" else 0)
+    assert all(x.dtype == torch.bfloat16 for call in calls for x in call[:3])
+
+
 def test_script(run_python, tmp_path):
     script = str(SCRIPTS / "benchmark.py")
     done = run_python([script, "comer", "--only", "comer/b1/beam1/len20/cached/*", "--json", str(tmp_path / "b.json")])
