@@ -21,7 +21,7 @@ function choose(place) {
 whole.addEventListener("click", () => choose(null));
 
 element.addEventListener("change", () => {
-  choose([row, column].map((field, axis) => (field.value === "" ? middle[axis] : Math.round(Number(field.value)))));
+  if (row.value && column.value) choose([row, column].map((field) => Math.round(Number(field.value))));
 });
 
 document.addEventListener("click", (event) => {
