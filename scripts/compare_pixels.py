@@ -4,13 +4,14 @@
     python scripts/compare_pixels.py positions digits --jobs 2
     python scripts/compare_pixels.py selection digits --only all 'ink*' --seeds 0
     python scripts/compare_pixels.py selection mnist5k --set cpu_seconds=300
-    python scripts/compare_pixels.py selection digits --validation-only --set learning_rate=1e-3 --output choice.json
+    python scripts/compare_pixels.py selection digits --only ink --seeds 0 --validation-only \\
+        --set learning_rate=1e-3 --output model_cards/results/pixelvit/choices.json
     python scripts/pixel_tables.py
 
 One run is one arm of a table with one seed, in a process of its own with one thread: a small PixelViT trained from new
 weights. The validation images are never trained on; all settings were chosen on them, with --validation-only, which
 does not look at the test images. Rows are added to model_cards/results/pixelvit/TABLE.DATA.json as they are finished;
-a stopped study goes on with the same command, and pixel_tables.py makes docs/pixelvit.md of them.
+a stopped study goes on with the same command, and pixel_tables.py fills the tables of docs/pixelvit.md with them.
 
 CPU seconds are those of the training process: decoding the images, choosing pixels, forward, backward and optimiser,
 without evaluation. The loop is the script's own, since a run here is a schedule of seconds to minutes that ends with
@@ -459,13 +460,15 @@ def identity(row: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    names = ", ".join(item.name for item in fields(Settings))
+    settings_help = f"other settings than those of the data set, which stand in this file: {names}"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=ARMS)
     parser.add_argument("data", choices=SETTINGS)
     parser.add_argument("--images", metavar="PARQUET", help="default: runs/images/DATA.parquet")
     parser.add_argument("--only", nargs="+", metavar="GLOB", default=["*"], help="arms whose name matches one of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", default=[], help=f"change {Settings()}")
+    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", default=[], help=settings_help)
     parser.add_argument("--validation-only", action="store_true", help="to choose settings; needs --output")
     parser.add_argument("--max-cpu-minutes", type=float, help="of a run, which is cut there (10, fashion 60)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread")
