@@ -54,6 +54,7 @@ def select_pixels(
     return chosen.sort(dim=1).values
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot trace a generator
 def _scattered(size: int, seed: int, device: torch.device) -> torch.LongTensor:
     """A permutation that depends on `seed` alone, not on the device."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(device)
