@@ -192,7 +192,6 @@ def further_image_model(args: PretrainArguments, auto, names: list[str] | None):
     same = config.architectures == [auto._model_mapping[type(config)].__name__]
     if same and set(names or ()) <= set(config.label2id):
         model, missing, unknown = load_weights(auto, folder, config, "float32", args.model)
-        left_out = unknown
     else:
         encoder, missing, left_out = load_weights(AutoModel, folder, config, "float32", args.model)
         config.update(classes_of(names))

@@ -186,15 +186,23 @@ def _folder(path: Path, labelled: bool) -> Dataset:
 
 def open_images(rows: Dataset) -> Iterator[tuple[str, object]]:
     """The name of each row, and its image as a Pillow image, or the ValueError that says why it cannot be opened."""
+    for row in _encoded(rows):
+        yield _opened(row["id"], row["image"])
+
+
+def _encoded(rows: Dataset) -> Dataset:
+    """Names and images as they are stored, so that a damaged one is one row's error."""
     import datasets
 
-    encoded = rows.select_columns(["id", "image"]).cast_column("image", datasets.Image(decode=False))
-    for row in encoded:
-        name = f"row {row['id']}"
-        try:
-            yield name, to_image(row["image"]["bytes"] or row["image"]["path"], name)
-        except ValueError as error:
-            yield name, error
+    return rows.select_columns(["id", "image"]).cast_column("image", datasets.Image(decode=False))
+
+
+def _opened(row_id: str, stored: dict) -> tuple[str, object]:
+    name = f"row {row_id}"
+    try:
+        return name, to_image(stored["bytes"] or stored["path"], name)
+    except ValueError as error:
+        return name, error
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -252,7 +260,7 @@ class ImageDataset(torch.utils.data.Dataset):
         seed: int = 0,
         max_memory: int = MAX_MEMORY,
     ):
-        self.rows, self.processor, self.augmentation, self.seed = rows, processor, augmentation, seed
+        self.encoded, self.processor, self.augmentation, self.seed = _encoded(rows), processor, augmentation, seed
         self.labels = rows["label"][:] if "label" in rows.column_names else None
         self.pixels = self.shape = None
         self.shape = self.prepare(0, 1).shape[1:]
@@ -266,7 +274,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def prepare(self, start: int, stop: int) -> np.ndarray:
         """The images of these rows, decoded and resized: (images, channels, height, width) uint8."""
-        opened = list(open_images(self.rows.select(range(start, min(stop, len(self.rows))))))
+        rows = self.encoded[start:stop]
+        opened = [_opened(*row) for row in zip(rows["id"], rows["image"])]
         for _, image in opened:
             if isinstance(image, ValueError):
                 raise image
@@ -295,7 +304,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return batch["pixel_values"].to(torch.uint8).numpy()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.encoded)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         """`{"image", "label"}` of a row; a training key is (index, epoch)."""
@@ -350,6 +359,8 @@ class ImageLoader:
         batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
         # A global batch smaller than the number of processes would leave one without work.
         batches = [batch[rank::world] for batch in batches if len(batch) >= world]
+        if not batches:
+            raise ValueError(f"{len(order)} images in batches of {self.batch_size} are too few for {world} processes.")
         return self.batches([[(index, epoch) for index in batch] for batch in batches[start:]])
 
     def in_order(self) -> Iterator[dict[str, torch.Tensor]]:
