@@ -105,7 +105,10 @@ def pixelvit_from_vit(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def vit_from_pixelvit(model: PreTrainedModel) -> PreTrainedModel:
-    """The stock model with patches of one pixel that computes what a PixelViT computes for whole images.
+    """The stock model with patches of one pixel that computes what a PixelViT computes for whole images of its size.
+
+    Of other sizes too, with `interpolate_pos_encoding=True` and a learned square table; `sincos2d` is written out as a
+    table, which the stock models interpolate where PixelViT computes other places exactly.
 
     Args:
         model: `PixelViTForImageClassification`, `PixelViTModel` or `PixelViTForPreTraining`, with pooling `cls`,
