@@ -2,8 +2,9 @@
 
 FLOP are those of the matmuls of the layers, layers * (24 n d^2 + 4 n^2 d) per image forward and three times that for a
 step of training (forward and backward; on CUDA also the optimizer), with n the pixels: the CLS token, the embedding
-and the head are extra work that counts as none. Rates are the best of five rounds. A row that is a share of the machine's
-matmul rate, or of another implementation's, takes turns with it round by round, so that noise hits both alike.
+and the head are extra work that counts as none. Rates are the best of five rounds. A row that is a share of the
+machine's matmul rate, or of another implementation's, takes turns with it round by round, so that noise hits both
+alike.
 
 `stock` is transformers' ViTForImageClassification with patches of one pixel and the same sizes. bf16 is autocast over
 float32 weights. On CPU everything runs on one thread and a second is a CPU second. Matmul rates are those of
