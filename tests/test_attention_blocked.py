@@ -104,6 +104,16 @@ def test_bfloat16_is_accurate(n, scale):
         assert relative_error(got, true) <= 1.5 * relative_error(plain, true)
 
 
+@pytest.mark.parametrize("kind", ["keys", "pairs", "floats", "float padding"])
+def test_bfloat16_with_masks(blocks, kind):
+    inputs = tensors(3, 2, 37, 50, head_dim=64, dtype=torch.bfloat16)
+    mask = masks(3, 2, 37, 50)[kind]
+    double = mask if mask.dtype == torch.bool else mask.double()
+    exact = with_gradients(sdpa, [x.detach().double().requires_grad_() for x in inputs], double)
+    for got, true in zip(with_gradients(blocked, inputs, mask), exact):
+        assert relative_error(got, true) < 0.015
+
+
 def test_hostile_scores_stay_finite():
     for scale in (0.0, 30.0, 1e3):
         for dtype in (torch.float32, torch.bfloat16):
