@@ -145,7 +145,7 @@ def test_python_in_the_documents_runs(run_python, tiny_comer, tmp_path):
     blocks = [
         block for text in texts for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     ]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     # Pillow's own font stands in for the system's, which a machine of tests may lack.
     code = "\n".join(blocks).replace("epigraph/comer-hme", "checkpoints/comer-hme")
     assert code.count("find_fonts()") == 1
