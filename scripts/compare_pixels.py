@@ -115,7 +115,7 @@ def _position(kind: str, title: str, **config) -> Arm:
 FAST = {"dtype": "bfloat16", "attention": "blocked"}
 SETTINGS = {
     "digits": Settings(),
-    "mnist5k": Settings(epochs=7, selection="ink", pretrain_seconds=90, finetune_seconds=90, **FAST),
+    "mnist5k": Settings(epochs=5, selection="ink", pretrain_seconds=90, finetune_seconds=90, **FAST),
     "fashion": Settings(epochs=8, train_images=10_000, **FAST),
 }
 CPU_MINUTES = {"digits": 10, "mnist5k": 10, "fashion": 60}  # of one run at most
