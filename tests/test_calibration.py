@@ -12,7 +12,7 @@ from drawings import BAR, PLUS, STEPS, WAVE
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
 import epigraph
-from epigraph import training
+from epigraph import pretraining
 from epigraph.calibration import cross_validated, fit, losses, probabilities, reliability
 from epigraph.cards import reliability_table
 from epigraph.models.configuration_comer import CoMERConfig
@@ -231,5 +231,5 @@ def test_training_on_drops_the_calibration_of_other_weights(folder, tmp_path):
     strokes = [np.array(stroke, dtype=float).ravel() for stroke in PLUS]
     Dataset.from_list([{"id": name, "text": "+", "strokes": strokes} for name in "ab"]).to_parquet(data)
     arguments = {"output_dir": tmp_path / "run", "train_data": data, "model": folder, "max_steps": 1, "num_workers": 0}
-    training.main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
+    pretraining.main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["score_calibration"] is None

@@ -10,7 +10,7 @@ from datasets import Dataset
 from drawings import TEXTS
 from transformers import AutoProcessor
 
-from epigraph import training
+from epigraph import pretraining
 from epigraph.data.dictionary import learn_symbols, read_dictionary, symbols_of
 from epigraph.data.readers import load_formulas, normalise_labels
 from epigraph.models.grammar_comer import grammar_from_vocabulary
@@ -117,7 +117,7 @@ def test_a_recipe_trains_with_its_dictionary(tmp_path, setting):
         "max_steps": 1,
         "num_workers": 0,
     }
-    training.main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
+    pretraining.main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
     processor = AutoProcessor.from_pretrained(tmp_path / "run" / "final")
     vocabulary = processor.tokenizer.get_vocab()
     expected = setting if isinstance(setting, list) else symbols
