@@ -1,7 +1,7 @@
-"""PixelViT as a method: sets in any order, stated sizes, positions, heads, and inputs that are refused.
+"""PixelViT as a method: sets in any order, stated sizes, positions and heads.
 
-Selection has its own tests (test_pixel_selection.py), as have pre-training (test_modeling_pixelvit_pretraining.py) and
-equality with stock ViT (test_modeling_pixelvit_parity.py).
+Other tests: what is read and what is refused (test_pixel_sets.py), selection (test_pixel_selection.py), pre-training
+(test_modeling_pixelvit_pretraining.py) and equality with stock ViT (test_modeling_pixelvit_parity.py).
 """
 
 import math
@@ -212,20 +212,6 @@ def test_narrow_integers_are_integers(dtype):
     torch.testing.assert_close(model(**narrow).logits, model(**given).logits)
 
 
-def test_sets_are_padded():
-    batch = pad_pixel_sets([torch.ones(2, 3), torch.ones(4, 3)], [torch.zeros(2, 2).long(), torch.ones(4, 2).long()])
-    assert batch["pixels"].shape == (2, 4, 3) and batch["coordinates"].dtype == torch.long
-    assert batch["pixel_mask"].tolist() == [[True, True, False, False], [True] * 4]
-    for pixels, places, message in [
-        ([], [], "0 sets of pixels and 0 of coordinates"),
-        ([torch.ones(2, 3)], [], "1 sets of pixels and 0 of coordinates"),
-        ([torch.ones(2, 3)], [torch.ones(3, 2)], r"set 0 has pixels \(2, 3\) and coordinates \(3, 2\)"),
-        ([torch.ones(2)], [torch.ones(2, 2)], r"set 0 has pixels \(2,\)"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            pad_pixel_sets(pixels, places)
-
-
 # -------------------------------------------------------------------------------------------------------- positions
 
 
@@ -419,12 +405,37 @@ def test_regression_of_pixels(channels):
         torch.testing.assert_close(model(images(), labels=labels[:, 0]).loss, output.loss)
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 6), (2, 6), (1, 6, 7), (2, 42)])
+@pytest.mark.parametrize("shape", [(2, 7, 6), (2, 6), (1, 6, 7), (2, 42), (2, 4, 6, 7), (2, 6, 7, 1)])
 @pytest.mark.parametrize("problem", [None, "regression"])
 def test_labels_of_another_size_are_refused(shape, problem):
-    model = build(PixelViTForSemanticSegmentation, num_labels=1 if problem else 4, problem_type=problem)
-    with pytest.raises(ValueError, match=r"labels .* do not fit 2 images of \(6, 7\) pixels"):
-        model(images(), labels=torch.ones(shape) if problem else torch.ones(shape).long())
+    for channels in (1, 2) if problem else (4,):
+        model = build(PixelViTForSemanticSegmentation, num_labels=channels, problem_type=problem)
+        with pytest.raises(ValueError, match=r"labels .* do not fit 2 images of \(6, 7\) pixels; they must be \(2, "):
+            model(images(), labels=torch.ones(shape) if problem else torch.ones(shape).long())
+
+
+@pytest.mark.parametrize("value", [4, -1, -100])
+def test_labels_of_no_class_are_refused(value):
+    """-100 too: cross_entropy would ignore it, but the mean would count it."""
+    model = build(PixelViTForSemanticSegmentation)
+    labels = torch.zeros(2, *SIZE, dtype=torch.long)
+    labels[1, 2, 3] = value
+    with pytest.raises(
+        ValueError, match=f"labels hold {value}, but the classes are 0 to 3, and what does not count is 255"
+    ):
+        model(images(), labels=labels)
+    with pytest.raises(ValueError, match="labels must be class ids, not torch.float32; numbers need problem_type"):
+        model(images(), labels=labels.float())
+    _, batch = padded(0.0, 0)
+    labels = torch.zeros(batch["pixel_mask"].shape, dtype=torch.long).masked_fill(~batch["pixel_mask"], value)
+    assert model(**batch, labels=labels).loss > 0, "padding has no label"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_as_images_hold_them(dtype):
+    model, labels = build(PixelViTForSemanticSegmentation), torch.randint(0, 4, (2, *SIZE))
+    labels[0, 0] = 255
+    torch.testing.assert_close(model(images(), labels=labels.to(dtype)).loss, model(images(), labels=labels).loss)
 
 
 @pytest.mark.parametrize("head", [PixelViTForSemanticSegmentation, PixelViTBackbone])
@@ -458,6 +469,32 @@ def test_backbone(pooling, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "head", [PixelViTModel, PixelViTForImageClassification, PixelViTForSemanticSegmentation, PixelViTBackbone]
+)
+def test_tuples(head):
+    model = build(head)
+    for settings in ({}, {"output_hidden_states": True}):
+        named = model(images(), **settings)
+        plain = model(images(), **settings, return_dict=False)
+        assert type(plain) is tuple and len(plain) == len(named.to_tuple())
+        torch.testing.assert_close(plain, named.to_tuple())
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*quantiz:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.parametrize("head", [PixelViTForImageClassification, PixelViTForPreTraining])
+def test_quantised_to_8_bits(head):
+    """The projection of pixels too: it then has no dtype that pixels could be cast to."""
+    model, noise = build(head), {"noise": torch.rand(2, 42)} if head is PixelViTForPreTraining else {}
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    expected, logits = (one(images(), **noise).logits for one in (model, quantised))
+    assert not isinstance(quantised.pixelvit.embeddings.projection, torch.nn.Linear)
+    assert 0 < (logits - expected).square().mean().sqrt() < 0.2 * expected.std()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", POSITIONS)
 def test_bfloat16(kind):
     expected = build(position_embedding_type=kind)(images()).logits
@@ -483,130 +520,3 @@ def test_compiled_without_a_break(policy, kind):
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(output.loss, expected.loss, atol=1e-4, rtol=1e-4)
     assert torch.equal(output.coordinates, expected.coordinates)
-
-
-# -------------------------------------------------------------------------------------------------------- bad input
-
-
-def changed(**changes):
-    """A good set of 42 pixels with some of its inputs replaced: values, or functions of the good ones."""
-    given = {**full_set(images()), "pixel_mask": torch.ones(2, 42)}
-    return {**given, **{name: value(given[name]) if callable(value) else value for name, value in changes.items()}}
-
-
-def put(value, *at):
-    def change(tensor):
-        tensor = tensor.clone()
-        tensor[at] = torch.as_tensor(value, dtype=tensor.dtype)
-        return tensor
-
-    return change
-
-
-IDS = {"pixel_vocab_size": 10}
-BAD = {
-    "below the image": (changed(coordinates=put([6, 0], 1, 4)), r"coordinates of image 1 has \(6, 0\), .* its 6 x 7 "),
-    "right of the image": (
-        changed(coordinates=put([0, 7], 0, 4)),
-        r"coordinates of image 0 has \(0, 7\), which is outs",
-    ),
-    "negative": (changed(coordinates=put([-1, 3], 0, 0)), r"coordinates of image 0 has \(-1, 3\), which is outside"),
-    "smaller image": (changed(image_size=(5, 7)), r"has \(5, 0\), which is outside its 5 x 7 pixels"),
-    "one smaller image": (
-        changed(image_size=torch.tensor([[6, 7], [6, 6]])),
-        r"image 1 has \(0, 6\).* its 6 x 6 pixels",
-    ),
-    "image of nothing": (changed(image_size=(0, 7)), "outside its 0 x 7 pixels"),
-    "twice": (changed(coordinates=put([2, 3], 1, 40)), "coordinates of image 1 has the same pixel twice"),
-    "no pixels": (
-        changed(pixels=torch.ones(2, 0, 3), coordinates=torch.ones(2, 0, 2).long(), pixel_mask=None),
-        "empty",
-    ),
-    "no images": (
-        changed(pixels=torch.ones(0, 4, 3), coordinates=torch.ones(0, 4, 2).long(), pixel_mask=None),
-        "empty",
-    ),
-    "all padding": (changed(pixel_mask=put(0, 1)), "pixels of image 1 is an empty set: all is padding"),
-    "lists of sets": (changed(pixels=[torch.ones(3, 3), torch.ones(4, 3)]), "must be tensors; pad_pixel_sets makes"),
-    "list of places": (changed(coordinates=[[0, 1]]), "pixels and coordinates must be tensors; pad_pixel_sets"),
-    "unequal sets": (changed(coordinates=lambda c: c[:, :40]), r"\(2, 42, 2\).*sets of different sizes need padding"),
-    "flat pixels": (changed(pixels=lambda p: p[0]), r"pixels must be \(batch, n, channels\), not \(42, 3\)"),
-    "three numbers a place": (
-        changed(coordinates=torch.ones(2, 42, 3).long()),
-        r"coordinates must be \(batch, n, 2\)",
-    ),
-    "channels": (changed(pixels=lambda p: p[..., :1]), r"pixels \(2, 42, 1\) has 1 channels, but the model reads 3"),
-    "fractions": (changed(coordinates=lambda c: c.float()), "coordinates must be integers, .* not torch.float32"),
-    "bools": (changed(coordinates=lambda c: c > 3), "coordinates must be integers, .* not torch.bool"),
-    "no places": (changed(coordinates=None), "pixels need coordinates"),
-    "no size": (changed(image_size=None), "pixels need image_size: where a pixel lies cannot be told from the set"),
-    "size of one": (changed(image_size=6), r"image_size must be integers of shape \(2,\) or \(batch, 2\)"),
-    "size in fractions": (changed(image_size=(6.0, 7.0)), "image_size must be integers .* not torch.float32"),
-    "size of three": (changed(image_size=(6, 7, 3)), r"image_size must be integers .* shape \(3,\)"),
-    "sizes of three": (changed(image_size=torch.ones(3, 2).long()), r"image_size must be integers .* shape \(3, 2\)"),
-    "size in words": (changed(image_size="large"), "image_size must be a height and a width, not 'large'"),
-    "mask of another size": (changed(pixel_mask=torch.ones(2, 41)), r"pixel_mask must be .* \(2, 42\), not .*41"),
-    "mask as a list": (
-        changed(pixel_mask=[1] * 42),
-        r"pixel_mask must be a tensor \(batch, n\) = \(2, 42\), not list",
-    ),
-    "not a number": (changed(pixels=put(math.nan, 1, 3, 2)), "pixels of image 1 has numbers that are not finite"),
-    "infinite": (changed(pixels=put(math.inf, 0, 3)), "pixels of image 0 has numbers that are not finite"),
-    "ids": (
-        changed(pixels=lambda p: p.long()),
-        "pixels must be numbers, scaled as the processor does it, not torch.int",
-    ),
-    "nothing": ({}, "Give either pixel_values, or pixels with their coordinates and image_size"),
-    "both": ({**changed(), "pixel_values": images()}, "Give either pixel_values, or pixels"),
-    "only places": ({"coordinates": torch.ones(1, 1, 2).long()}, "Give either pixel_values, or pixels"),
-    "size of images": ({"pixel_values": images(), "image_size": SIZE}, "belong to pixels, not to pixel_values"),
-    "mask of images": (
-        {"pixel_values": images(), "pixel_mask": torch.ones(2, 42)},
-        "belong to pixels, not to pixel_v",
-    ),
-    "images of unequal sizes": (
-        {"pixel_values": [images()[0], images(5, 5)[0]]},
-        "pixel_values must be a tensor, not a",
-    ),
-    "one image": (
-        {"pixel_values": images()[0]},
-        r"pixel_values must be \(batch, channels, height, width\), not \(3, 6",
-    ),
-    "images of no pixels": ({"pixel_values": torch.ones(2, 3, 0, 7)}, r"not \(2, 3, 0, 7\)"),
-    "grey images": ({"pixel_values": images(channels=1)}, "has 1 channels, but the model reads 3"),
-    "images not finite": (
-        {"pixel_values": put(math.nan, 1, 0, 0, 0)(images())},
-        "pixel_values of image 1 has numbers",
-    ),
-    "images of ids": ({"pixel_values": images().long()}, "pixel_values must be numbers, scaled .* not torch.int64"),
-}
-BAD_IDS = {
-    "numbers": ({"pixel_values": images()}, "pixel_values must be ids from 0 to 9, not torch.float32"),
-    "numbers of a set": (changed(), "pixels must be ids from 0 to 9, not torch.float32"),
-    "too large": ({"pixel_values": torch.full((1, 3, 6, 7), 10)}, "pixel_values of image 0 has ids outside 0 to 9"),
-    "negative": (changed(pixels=lambda p: put(-1, 1, 1)(p.long() * 0)), "pixels of image 1 has ids outside 0 to 9"),
-}
-
-
-@pytest.mark.parametrize("head", [PixelViTModel, PixelViTForPreTraining])
-@pytest.mark.parametrize("settings, name", [*(({}, name) for name in BAD), *((IDS, name) for name in BAD_IDS)])
-def test_bad_input(head, settings, name):
-    given, message = (BAD_IDS if settings else BAD)[name]
-    with pytest.raises(ValueError, match=message) as error:
-        build(head, **settings, decoder_hidden_size=16, decoder_num_hidden_layers=1)(**given)
-    assert "\n" not in str(error.value)
-
-
-def test_more_selected_than_there_are():
-    with pytest.raises(ValueError, match="num_selected_pixels is 50, but an image of 6 x 7 has only 42 pixels"):
-        build(pixel_selection="ink", num_selected_pixels=50)(images())
-
-
-def test_good_input_is_not_refused():
-    """The set that the bad ones are made from, and a mask of every type."""
-    model = build()
-    expected = model(images()).logits
-    for mask in (torch.ones(2, 42), torch.ones(2, 42).bool(), torch.ones(2, 42).long(), None):
-        torch.testing.assert_close(model(**changed(pixel_mask=mask)).logits, expected, **CLOSE)
-    for size in ([6, 7], torch.tensor([6, 7]), torch.tensor([[6, 7]] * 2), torch.Size((6, 7))):
-        torch.testing.assert_close(model(**changed(image_size=size)).logits, expected, **CLOSE)

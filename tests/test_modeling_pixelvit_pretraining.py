@@ -227,10 +227,54 @@ def test_one_image_of_a_batch_that_would_keep_nothing():
         autoencoder()(**batch)
 
 
-def test_noise_of_another_size_is_refused():
-    for shape in [(2, 41), (1, 42), (2, 6, 7)]:
-        with pytest.raises(ValueError, match=r"noise must be \(batch, n\) = \(2, 42\)"):
-            autoencoder()(images(), noise=torch.rand(shape))
+def test_noise_that_is_refused():
+    wrong = [torch.rand(shape) for shape in [(2, 41), (1, 42), (2, 6, 7)]]
+    for noise in [*wrong, wrong[0].tolist(), wrong[0].numpy()]:
+        with pytest.raises(ValueError, match=r"noise must be a tensor \(batch, n\) = \(2, 42\), not a "):
+            autoencoder()(images(), noise=noise)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="noise holds numbers that are not finite"):
+            autoencoder()(images(), noise=torch.full((2, 42), value))
+
+
+@torch.no_grad()
+def test_noise_of_any_kind():
+    """Ranks and halves are noise too, with padding; of equal numbers those that come first are read."""
+    model, (_, batch) = autoencoder(mask_ratio=0.5), padded(float("nan"), 10**9)
+    noise = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    expected = model(**batch, noise=noise.float())
+    for dtype in (torch.long, torch.uint8, torch.bfloat16):
+        assert torch.equal(model(**batch, noise=noise.to(dtype)).mask, expected.mask)
+    given = (torch.arange(42) % 2).expand(2, -1)
+    assert torch.equal(model(images(), noise=given).mask, given.float())
+
+
+def test_tuples():
+    model, noise = autoencoder(), draw(2, 42)
+    torch.testing.assert_close(
+        model(images(), noise=noise, return_dict=False), model(images(), noise=noise).to_tuple()
+    )
+
+
+@torch.no_grad()
+def test_exported():
+    model = autoencoder(mask_type="block")
+    exported = torch.export.export(model, (images(),), {"noise": draw(2, 42)}, strict=False).module()
+    other = images(batch=3)[1:]
+    torch.testing.assert_close(
+        exported(other, noise=draw(2, 42, seed=1)).loss, model(other, noise=draw(2, 42, seed=1)).loss
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask_type", ["random", "block"])
+def test_compiled_without_a_break(mask_type):
+    torch._dynamo.reset()
+    model = autoencoder(mask_type=mask_type)
+    compiled = torch.compile(model, fullgraph=True)
+    noise = draw(2, 42)
+    torch.testing.assert_close(compiled(images(), noise=noise).loss, model(images(), noise=noise).loss)
+    assert compiled(images()).loss.isfinite()
 
 
 @pytest.mark.parametrize(

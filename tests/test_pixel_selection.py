@@ -205,6 +205,15 @@ def test_block_masks_hide_whole_squares(size, share):
     assert len(lattices) > 1 or size == 1 or size > 12, "every image has the same lattice"
 
 
+def test_block_masks_of_a_few_pixels_of_huge_images():
+    """What lies between the pixels costs nothing; a table of all squares would have 10^16 entries here."""
+    torch.manual_seed(0)
+    corners = torch.tensor([[0, 0], [1, 1], [10**9, 10**9], [10**9 + 1, 10**9 + 1]]).expand(200, -1, -1)
+    order = mask_noise(corners, "block", 100).argsort(dim=1)
+    together = [set(image[:2].tolist()) in ({0, 1}, {2, 3}) for image in order]
+    assert sum(together) > 190, "neighbours are in one square, but for a border between them"
+
+
 def partial(mask, size, shift):
     """How many squares of a lattice are neither hidden nor visible as a whole."""
     rows, columns = ((torch.arange(12) + by) // size for by in shift)

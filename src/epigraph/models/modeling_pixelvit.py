@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BackboneOutput, ModelOutput
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pixelvit import ROPE_THETA, PixelViTConfig
@@ -128,7 +129,7 @@ class PixelViTEmbeddings(nn.Module):
     def forward(self, pixel_set: PixelSet, positions: torch.Tensor) -> torch.Tensor:
         """Tokens (batch, n or 1 + n, hidden) of a set whose places in the frame are `positions`."""
         if self.config.pixel_vocab_size is None:
-            tokens = self.projection(pixel_set.pixels.to(self.projection.weight.dtype))
+            tokens = self.projection(pixel_set.pixels)
         else:
             channels = torch.arange(self.config.num_channels, device=pixel_set.pixels.device)
             tokens = self.projection(pixel_set.pixels + channels * self.config.pixel_vocab_size).sum(2)
@@ -244,6 +245,8 @@ class PixelViTModel(PixelViTPreTrainedModel):
         """
         given = pixel_values, pixels, coordinates, image_size, pixel_mask
         pixel_set = read_pixels(self.config, self.training, *given)
+        if pixel_set.pixels.is_floating_point():  # to the model's dtype; quantised, the projection has none of its own
+            pixel_set = pixel_set._replace(pixels=pixel_set.pixels.to(self.dtype))
         positions = self.embeddings.positions(pixel_set)
         hidden_states = self.embeddings(pixel_set, positions)
         mask = pixel_set.mask
@@ -279,6 +282,7 @@ class PixelViTForImageClassification(PixelViTPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -337,6 +341,30 @@ class PixelViTForSemanticSegmentation(PixelViTPreTrainedModel):
             counted = (labels != self.config.semantic_loss_ignore_index).flatten(1)
         return counted if pixel_mask is None else counted & pixel_mask.bool()
 
+    def _check_size(self, labels: torch.Tensor, batch: int, size: tuple[int, ...]):
+        shapes = [(batch, *size)]
+        if self.config.problem_type == "regression":
+            channels = self.config.num_labels
+            shapes = [(batch, channels, *size), *(shapes if channels == 1 else [])]
+        if tuple(labels.shape) not in shapes:
+            raise ValueError(
+                f"labels {tuple(labels.shape)} do not fit {batch} images of {tuple(size)} pixels; they must be "
+                f"{' or '.join(map(str, shapes))}."
+            )
+
+    def _check_classes(self, classes: torch.Tensor):
+        if classes.is_floating_point():
+            raise ValueError(f"labels must be class ids, not {classes.dtype}; numbers need problem_type 'regression'.")
+        if torch.compiler.is_compiling():
+            return
+        wrong = (classes < 0) | (classes >= self.config.num_labels)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"labels hold {classes[wrong][0].item()}, but the classes are 0 to {self.config.num_labels - 1}, and "
+                f"what does not count is {self.config.semantic_loss_ignore_index} (semantic_loss_ignore_index)."
+            )
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -358,7 +386,7 @@ class PixelViTForSemanticSegmentation(PixelViTPreTrainedModel):
 
         Raises:
             ValueError: as `PixelViTModel.forward`; `config.pixel_selection` leaves pixels out; or the labels have
-                another size than the images.
+                another size than the images, or are no classes of the model.
         """
         if self.config.pixel_selection != "all" and pixel_values is not None:
             raise ValueError(
@@ -371,16 +399,14 @@ class PixelViTForSemanticSegmentation(PixelViTPreTrainedModel):
         loss = None
         if labels is not None:
             size = outputs.coordinates.shape[1:2] if pixel_values is None else pixel_values.shape[2:]
-            if labels.shape[-len(size) :] != size or len(labels) != len(logits):
-                raise ValueError(
-                    f"labels {tuple(labels.shape)} do not fit {len(logits)} images of {tuple(size)} pixels."
-                )
+            self._check_size(labels, len(logits), size)
             counted = self._counted(labels, outputs.pixel_mask)
             if self.config.problem_type == "regression":
                 errors = (logits - labels.reshape(logits.shape).nan_to_num(0, 0, 0)).square().mean(1)
             else:
                 classes = labels.flatten(1).masked_fill(~counted, 0)
-                errors = F.cross_entropy(logits.float(), classes, reduction="none")
+                self._check_classes(classes)
+                errors = F.cross_entropy(logits.float(), classes.long(), reduction="none")
             items = counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = (errors * counted).sum() / items
         return PixelViTPredictionOutput(
@@ -402,7 +428,9 @@ class PixelViTBackbone(BackboneMixin, PixelViTPreTrainedModel):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs) -> BackboneOutput:
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """Maps of (batch, channels, height, width), as `PixelViTModel.forward` reads them.
 
         Returns:
@@ -416,15 +444,14 @@ class PixelViTBackbone(BackboneMixin, PixelViTPreTrainedModel):
             raise ValueError(
                 f"pixel_selection {self.config.pixel_selection!r} leaves holes in feature maps; set it to 'all'."
             )
-        outputs = self.pixelvit(pixel_values, output_hidden_states=True, **kwargs)
+        outputs = self.pixelvit(pixel_values, **kwargs)
         size = pixel_values.shape[2:]
         maps = tuple(
             hidden[:, -size.numel() :].transpose(1, 2).unflatten(2, size)
             for stage, hidden in zip(self.stage_names, outputs.hidden_states)
             if stage in self.out_features
         )
-        hidden_states = outputs.hidden_states if output_hidden_states else None
-        return BackboneOutput(feature_maps=maps, hidden_states=hidden_states, attentions=outputs.attentions)
+        return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 __all__ = [

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_pixelvit import PixelViTConfig
 from .layers import VisionLayer, sincos_2d
@@ -119,6 +120,7 @@ class PixelViTForPreTraining(PixelViTPreTrainedModel):
             if module.decoder_pos_embed is not None:
                 init.normal_(module.decoder_pos_embed, std=self.config.position_init_std)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -137,7 +139,8 @@ class PixelViTForPreTraining(PixelViTPreTrainedModel):
             num_items_in_batch: divides the summed loss instead of the number of images.
 
         Raises:
-            ValueError: as `PixelViTModel.forward`; or of some image no pixel would be kept or none hidden.
+            ValueError: as `PixelViTModel.forward`; of some image no pixel would be kept or none hidden; or `noise` has
+                another shape or is not finite.
         """
         given = pixel_values, pixels, coordinates, image_size, pixel_mask
         pixel_set = read_pixels(self.config, self.training, *given)
@@ -145,17 +148,18 @@ class PixelViTForPreTraining(PixelViTPreTrainedModel):
         places = pixel_set.coordinates.expand(batch, -1, -1)
         if noise is None:
             noise = mask_noise(places, self.config.mask_type, self.config.mask_block_size)
-        elif noise.shape != (batch, count):
-            raise ValueError(f"noise must be (batch, n) = {(batch, count)}, not {tuple(noise.shape)}.")
-        keep, present = self._numbers_to_keep(pixel_set.mask, batch, count, noise.device)
+        else:
+            self._check_noise(noise, batch, count)
+        present = pixel_set.mask
+        keeps = self._numbers_to_keep(present, count)
         if present is not None:
-            noise = noise.masked_fill(~present, torch.inf)
-        order = noise.argsort(dim=1)
+            noise = noise.float().masked_fill(~present, torch.inf)
+        order = noise.argsort(dim=1, stable=True)
         ranks = order.argsort(dim=1)
+        keep = torch.tensor(keeps, device=noise.device)[:, None]
         kept = ranks < keep
-        longest = int(keep.max()) if present is not None else int(count * (1 - self.config.mask_ratio))
-        visible = order[:, :longest]
-        visible_mask = None if present is None else torch.arange(longest, device=noise.device) < keep
+        visible = order[:, : max(keeps)]
+        visible_mask = None if present is None else torch.arange(max(keeps), device=noise.device) < keep
         read = pixel_set.take(visible, visible_mask)
         encoded = self.pixelvit(
             pixels=read.pixels,
@@ -179,17 +183,24 @@ class PixelViTForPreTraining(PixelViTPreTrainedModel):
             attentions=encoded.attentions,
         )
 
-    def _numbers_to_keep(self, mask, batch: int, count: int, device):
-        """How many pixels of each image are read: (batch, 1); and the mask, which is None where nothing is padding."""
-        counts = torch.full((batch,), count, device=device) if mask is None else mask.sum(1)
-        # As ViTMAE rounds it, in double precision: int(n * (1 - ratio)).
-        keep = (counts.double() * (1 - self.config.mask_ratio)).long()
-        if not torch.compiler.is_compiling() and bool(((keep < 1) | (keep >= counts)).any()):
-            size = int(counts[(keep < 1) | (keep >= counts)][0])
-            raise ValueError(
-                f"mask_ratio {self.config.mask_ratio} of an image of {size} pixels keeps none of them or hides none."
-            )
-        return keep[:, None], mask
+    def _check_noise(self, noise: torch.Tensor, batch: int, count: int):
+        if not isinstance(noise, torch.Tensor) or noise.shape != (batch, count):
+            given = f"{type(noise).__name__} {tuple(getattr(noise, 'shape', ()))}"
+            raise ValueError(f"noise must be a tensor (batch, n) = {(batch, count)}, not a {given}.")
+        if not torch.compiler.is_compiling() and not bool(noise.isfinite().all()):
+            raise ValueError("noise holds numbers that are not finite, which have no order.")
+
+    def _numbers_to_keep(self, mask: torch.Tensor | None, count: int) -> list[int]:
+        """How many pixels are read: of each image, or of all alike where nothing is padding."""
+        counts = [count] if mask is None else mask.sum(1).tolist()
+        keeps = [int(size * (1 - self.config.mask_ratio)) for size in counts]  # as ViTMAE rounds it
+        for size, keep in zip(counts, keeps):
+            if not 0 < keep < size:
+                raise ValueError(
+                    f"mask_ratio {self.config.mask_ratio} of an image of {size} pixels keeps none of them or hides "
+                    "none."
+                )
+        return keeps
 
     def _errors(self, logits: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """The error of each pixel, the mean over its channels: (batch, n) float32."""

@@ -116,12 +116,16 @@ def mask_noise(coordinates: torch.Tensor, mask_type: str, block_size: int) -> to
     if mask_type == "random":
         return noise
     shift = torch.randint(block_size, (len(coordinates), 1, 2), device=coordinates.device)
-    blocks = (coordinates + shift) // block_size
-    columns = int(blocks[..., 1].max()) + 1
-    numbers = blocks[..., 0] * columns + blocks[..., 1]
-    shared = torch.rand(len(coordinates), int(numbers.max()) + 1, device=coordinates.device)
-    # By the rank of the square; within one the own number decides, so that the share that is hidden is exact.
-    return shared.argsort(dim=1).argsort(dim=1).gather(1, numbers) + noise
+    rows, columns = ((coordinates + shift) // block_size).unbind(-1)
+    squares = rows * (columns.amax(1, keepdim=True) + 1) + columns
+    # Numbered from 0 in each image: how far apart pixels lie must not cost memory.
+    squares, order = squares.sort(dim=1)
+    first = F.pad(squares[:, 1:] != squares[:, :-1], (1, 0))
+    numbers = torch.empty_like(order).scatter_(1, order, first.cumsum(dim=1))
+    # By the rank of the square; within one the own number decides, so that the share that is hidden is exact. It is
+    # kept away from 1, which rounding would carry into the next rank.
+    ranks = torch.rand_like(noise).argsort(dim=1).argsort(dim=1)
+    return ranks.gather(1, numbers) + 0.9 * noise
 
 
 __all__ = ["grid", "mask_noise", "pixel_scores", "select_pixels"]

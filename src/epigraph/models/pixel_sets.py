@@ -35,28 +35,34 @@ def pad_pixel_sets(pixels: Sequence[torch.Tensor], coordinates: Sequence[torch.T
     """Pixel sets of different sizes as one batch.
 
     Args:
-        pixels: per image (n_i, channels).
+        pixels: per image (n_i, channels), tensors or what makes them, such as arrays.
         coordinates: per image (n_i, 2), row and column.
 
     Returns:
         `pixels` (batch, max n, channels), `coordinates` (batch, max n, 2) and `pixel_mask` (batch, max n) bool.
 
     Raises:
-        ValueError: there are no sets, or one's pixels and coordinates are not equally many.
+        ValueError: there are no sets; one's pixels and coordinates are not equally many; or sets differ in channels
+            or dtypes.
     """
     if not len(pixels) or len(pixels) != len(coordinates):
         raise ValueError(f"{len(pixels)} sets of pixels and {len(coordinates)} of coordinates make no batch.")
+    pixels, coordinates = ([torch.as_tensor(one) for one in several] for several in (pixels, coordinates))
     for index, (values, places) in enumerate(zip(pixels, coordinates)):
         if values.ndim != 2 or places.shape != (len(values), 2):
             raise ValueError(
                 f"set {index} has pixels {tuple(values.shape)} and coordinates {tuple(places.shape)}; they must be "
                 "(n, channels) and (n, 2)."
             )
+    kinds = [f"{one.shape[1]} channels of {one.dtype} at {at.dtype}" for one, at in zip(pixels, coordinates)]
+    for index, kind in enumerate(kinds):
+        if kind != kinds[0]:  # padding would repeat the one channel, or round the numbers
+            raise ValueError(f"set {index} has {kind}, but set 0 has {kinds[0]}; sets of one batch must be alike.")
     present = [torch.ones(len(values), dtype=torch.bool, device=values.device) for values in pixels]
     pad = torch.nn.utils.rnn.pad_sequence
     return {
-        "pixels": pad(list(pixels), batch_first=True),
-        "coordinates": pad(list(coordinates), batch_first=True),
+        "pixels": pad(pixels, batch_first=True),
+        "coordinates": pad(coordinates, batch_first=True),
         "pixel_mask": pad(present, batch_first=True),
     }
 
@@ -126,17 +132,13 @@ def _read_set(config, pixels, coordinates, image_size, pixel_mask) -> PixelSet:
             f"coordinates must be (batch, n, 2) = {(batch, count, 2)} for these pixels, not "
             f"{tuple(coordinates.shape)}; sets of different sizes need padding and a pixel_mask (pad_pixel_sets)."
         )
-    if coordinates.is_floating_point() or coordinates.dtype == torch.bool:
+    if not _is_integer(coordinates):
         raise ValueError(f"coordinates must be integers, row and column, not {coordinates.dtype}.")
     if not batch * count:
         raise ValueError(f"pixels {tuple(pixels.shape)} is an empty set.")
-    if pixel_mask is not None and getattr(pixel_mask, "shape", None) != (batch, count):
-        given = getattr(pixel_mask, "shape", type(pixel_mask).__name__)
-        raise ValueError(f"pixel_mask must be a tensor (batch, n) = {(batch, count)}, not {given}.")
+    mask = None if pixel_mask is None else _read_mask(pixel_mask, batch, count)
     image_size = _image_size(image_size, batch, pixels.device)
-    mask = None if pixel_mask is None else pixel_mask.bool()
-    if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
-        mask = None  # without padding every attention implementation is at its fastest
+    coordinates = coordinates.long()  # neither narrow nor unsigned integers can all be compared
     _check_values(config, "pixels", pixels, channels, mask)
     if not torch.compiler.is_compiling():
         _check_places(coordinates, image_size, mask)
@@ -145,24 +147,44 @@ def _read_set(config, pixels, coordinates, image_size, pixel_mask) -> PixelSet:
         pixels = pixels.masked_fill(~mask[..., None], 0)
     if config.pixel_vocab_size is not None:
         pixels = pixels.long()
-    return PixelSet(pixels, coordinates.long(), image_size, mask)
+    return PixelSet(pixels, coordinates, image_size, mask)
+
+
+def _is_integer(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _read_mask(mask: torch.Tensor, batch: int, count: int) -> torch.Tensor | None:
+    if not isinstance(mask, torch.Tensor) or mask.shape != (batch, count):
+        given = f"{type(mask).__name__} {tuple(getattr(mask, 'shape', ()))}"
+        raise ValueError(f"pixel_mask must be a tensor (batch, n) = {(batch, count)}, not a {given}.")
+    present = mask.bool()
+    if torch.compiler.is_compiling():
+        return present
+    if not bool((mask == present).all()):
+        raise ValueError("pixel_mask must hold 1 for pixels and 0 for padding, and nothing else.")
+    return None if bool(present.all()) else present  # without padding every attention is at its fastest
 
 
 def _image_size(image_size, batch: int, device: torch.device):
+    """Height and width as two numbers where they are the same for all images, else (batch, 2)."""
+    if isinstance(image_size, tuple) and [type(side) for side in image_size] == [int, int] and min(image_size) > 0:
+        return image_size
     if not isinstance(image_size, torch.Tensor):
         try:
             image_size = torch.tensor(image_size)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"image_size must be a height and a width, not {image_size!r}.") from None
-    if image_size.shape not in ((2,), (batch, 2)) or image_size.is_floating_point():
+    if image_size.shape not in ((2,), (batch, 2)) or not _is_integer(image_size):
         raise ValueError(
             f"image_size must be integers of shape (2,) or (batch, 2) = {(batch, 2)}, not {image_size.dtype} of shape "
             f"{tuple(image_size.shape)}."
         )
-    if image_size.ndim == 1 and image_size.device.type == "cpu":
-        height, width = image_size.tolist()
-        return height, width
-    return image_size.to(device).expand(batch, 2)
+    if image_size.device.type == "cpu" and not torch.compiler.is_compiling():
+        height, width = image_size.view(-1, 2)[0].tolist()
+        if min(height, width) > 0 and bool((image_size == image_size.view(-1, 2)[0]).all()):
+            return height, width
+    return image_size.to(device, torch.long).expand(batch, 2)
 
 
 def _check_values(config, name: str, values: torch.Tensor, channels: int, mask: torch.Tensor | None = None) -> None:
