@@ -156,6 +156,8 @@ def test_it_says_when_the_model_was_trained_otherwise():
     trained = tiny(pixel_selection="ink", num_selected_pixels=49).config
     assert "trained on" not in view.answer(look, trained, "ink")
     assert "trained on 49 pixels chosen by “ink”" in view.answer(look, trained, "edge")
+    trained = tiny(pixel_selection="random_fixed", num_selected_pixels=49).config
+    assert "trained on" not in view.answer(look, trained, "random")
 
 
 # ----------------------------------------------------------------------------------------------------------------- API

@@ -30,16 +30,6 @@ MOST_WAITING = 100
 HOUR = 3600  # seconds, after which uploads are deleted
 SELECTIONS = ["all", "ink", "edge", "saliency", "grid", "random"]
 WHICH = "Ink is unlike the background, edges unlike their neighbours, salient pixels unlike the average."
-WAITING = 100
-HOUR = 3600  # seconds, after which uploads are deleted
-SELECTIONS = {
-    "all": "All pixels",
-    "ink": "Ink: unlike the background",
-    "edge": "Edges: where brightness changes",
-    "saliency": "Saliency: unlike the average",
-    "grid": "Grid: evenly spread",
-    "random": "Random",
-}
 WAITING = "Choose an example, or upload a picture."
 
 

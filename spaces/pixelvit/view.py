@@ -194,7 +194,9 @@ def answer(look: Look, config, selection: str) -> str:
 
 
 def _trained(config) -> tuple[str, int | None]:
-    return config.pixel_selection, config.num_selected_pixels
+    # Outside training the two ways to draw at random are one.
+    name = "random" if config.pixel_selection == "random_fixed" else config.pixel_selection
+    return name, config.num_selected_pixels
 
 
 def _percent(share: float) -> str:
