@@ -70,6 +70,8 @@ def test_strings_become_classes_over_all_splits(write):
     assert class_names(rows) == ["a", "b", "c"] and rows["label"][:] == [1, 0], "numbers do not depend on the split"
     assert load_images(path, source="x")["label"][:] == [1, 2]
     assert load_images(path, limit=1)["label"][:] == [1] and len(load_images(path, limit=99)) == 3
+    rows = load_images(write(["a"] * 5 + ["b"] * 5), limit=4)
+    assert rows["label"][:] == [0, 0, 1, 1], "of files that are sorted by class, every class"
 
 
 def test_whole_numbers_are_classes(write):
@@ -97,7 +99,7 @@ def test_folders_are_classes_and_splits(folder):
     rows = load_images(folder, split="test")
     assert class_names(rows) == ["cat", "dog"] and rows["label"][:] == [1] and rows["id"][:] == ["test/dog/3.png"]
     rows = load_images(folder / "train")
-    assert rows["label"][:] == [0, 1] and rows["split"][:] == [None, None]
+    assert rows["label"][:] == [0, 1] and "split" not in rows.column_names
     assert [image.size for _, image in open_images(rows)] == [(6, 6)] * 2
     assert load_images(folder / "train" / "dog", labelled=False)["id"][:] == ["2.png"]
 
@@ -132,6 +134,30 @@ def test_class_labels_out_of_range_are_refused(write, tmp_path):
         load_images(path)
 
 
+def test_files_that_number_their_classes_differently_are_refused(write, tmp_path):
+    write([0, 1], datasets.ClassLabel(names=["cat", "dog"]), name="train")
+    write([0, 1], datasets.ClassLabel(names=["dog", "cat"]), name="test")
+    with pytest.raises(ValueError, match="test.parquet numbers its classes dog, cat, .*train.parquet cat, dog; name"):
+        load_images(tmp_path)
+    with pytest.raises(ValueError, match="numbers its classes"):
+        load_images(tmp_path, split="test")
+    assert class_names(load_images(tmp_path / "test.parquet")) == ["dog", "cat"]
+
+
+def test_rows_without_an_image_are_named(write, processor):
+    rows = load_images(write([0, 1], image=[{"bytes": numbered(0), "path": None}, None]))
+    assert [str(image) for _, image in open_images(rows)][1] == "row 1: there is no image in it."
+    with pytest.raises(ValueError, match="row 1: there is no image in it"):
+        ImageDataset(rows, processor)
+
+
+def test_a_column_of_something_else_is_no_image(tmp_path):
+    path = tmp_path / "numbers.parquet"
+    datasets.Dataset.from_dict({"image": [1, 2], "label": ["a", "b"]}).to_parquet(path)
+    with pytest.raises(ValueError, match="numbers.parquet: its column image holds int64 and no image files"):
+        load_images(path)
+
+
 def test_places_without_images_are_named(tmp_path, folder, write):
     with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
         load_images(tmp_path / "nowhere")
@@ -143,6 +169,8 @@ def test_places_without_images_are_named(tmp_path, folder, write):
         load_images(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="no split 'dev'; there are test, train"):
         load_images(folder, split="dev")
+    with pytest.raises(ValueError, match="train: asked for split 'test', but its images lie in no folders of splits"):
+        load_images(folder / "train", split="test")
     with pytest.raises(ValueError, match="dog: .*do not tell their classes"):
         load_images(folder / "train" / "dog")
     (folder / "4.png").write_bytes(numbered(0))

@@ -56,7 +56,9 @@ class EvaluationArguments:
     variant: Variant | None = field(
         default=None, metadata={"help": "Read the images changed so; of ink, what is drawn of it."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Only the first rows, this many."})
+    limit: int | None = field(
+        default=None, metadata={"help": "So many rows only: the first, of images with classes evenly chosen ones."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the results; replaced at once or not."})
     batch_size: int = field(default=8, metadata={"help": "Inputs that are read together; changes no result."})
     num_beams: int = field(default=10, metadata={"help": "Width of the search."})

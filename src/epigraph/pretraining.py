@@ -10,7 +10,6 @@ import logging
 import sys
 from dataclasses import fields
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -241,10 +240,7 @@ def pretrain_images(args: PretrainArguments, task: str):
         rows = with_classes(rows, names, args.model)
     held_out = None
     if args.eval_data:
-        held_out = load_images(args.eval_data, args.eval_split, labelled=labelled)
-        if args.eval_limit and args.eval_limit < len(held_out):
-            # Files are often sorted by class.
-            held_out = held_out.select(np.linspace(0, len(held_out) - 1, args.eval_limit).round().astype(int))
+        held_out = load_images(args.eval_data, args.eval_split, limit=args.eval_limit, labelled=labelled)
         held_out = with_classes(held_out, names, "the training data") if labelled else held_out
     loader = ImageLoader(rows, processor, args.batch_size, args.seed, args.num_workers, augmentation)
     evaluate = None
@@ -331,8 +327,6 @@ def task_of(args: PretrainArguments) -> str:
 def set_attention(model, args: PretrainArguments, task: str) -> None:
     """The attention that the recipe names, or the fastest: of images in bf16 on a CPU that is ours."""
     from accelerate import PartialState
-
-    from .models import attention_blocked  # noqa: F401  registers "blocked"
 
     name = args.attn_implementation
     if name is None and task != "formulas" and args.mixed_precision == "bf16":

@@ -55,7 +55,7 @@ def load_images(
             Environment variables such as `${EPIGRAPH_DATA}` are expanded.
         split: keep these rows only: of the `split` column or, without one, of the files named so.
         source: keep the rows with this value in the `source` column.
-        limit: keep the first rows only, this many.
+        limit: keep so many rows only, evenly chosen: files are often sorted by class.
         labelled: False leaves labels out, and images need none; their folders, `*.png` or `SPLIT/*.png`, neither.
 
     Returns:
@@ -77,11 +77,18 @@ def load_images(
         rows = _with_classes_of_files(rows, files, path) if labelled else rows
     else:
         rows = _folder(path, labelled)
+        if split is not None and "split" not in rows.column_names:
+            raise ValueError(
+                f"{path}: asked for split '{split}', but its images lie in no folders of splits; leave the split out, "
+                f"or sort them into {split}/CLASS/name.png."
+            )
         rows = rows if split is None else narrow(rows, "split", split, path)
     rows = rows if source is None else narrow(rows, "source", source, path)
     columns = ["id", "image", *(["label"] if labelled else []), "split", "source"]
     rows = rows.select_columns([column for column in columns if column in rows.column_names])
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
 
 
 def class_names(rows: Dataset) -> list[str]:
@@ -116,6 +123,7 @@ def _with_classes_of_files(rows: Dataset, files: list[Path], path: Path) -> Data
     kind = getattr(feature, "dtype", str(feature))
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
+        _check_numbering(files)
     elif kind in ("string", "large_string"):
         names = sorted(column_values(files, "label") - {None})
         numbers = {name: number for number, name in enumerate(names)}
@@ -136,6 +144,25 @@ def _with_classes_of_files(rows: Dataset, files: list[Path], path: Path) -> Data
                 f"0 to {len(names) - 1}, or leave the row out."
             )
     return rows if isinstance(feature, datasets.ClassLabel) else _labelled(rows, labels, names)
+
+
+def _check_numbering(files: list[Path]):
+    """Raise ValueError where files have `ClassLabel` of other names: only the first file's would be kept."""
+    import datasets
+    import pyarrow.parquet
+
+    found = {}
+    for file in files:
+        feature = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))["label"]
+        if isinstance(feature, datasets.ClassLabel):
+            found[file] = feature.names
+    first = next(iter(found))
+    for file, names in found.items():
+        if names != found[first]:
+            raise ValueError(
+                f"{first} numbers its classes {', '.join(found[first][:10])}, but {file} {', '.join(names[:10])}; "
+                "name each file for itself, or save them with the same ClassLabel."
+            )
 
 
 def _labelled(rows: Dataset, labels: list[int], names: Sequence[str]) -> Dataset:
@@ -168,14 +195,14 @@ def _folder(path: Path, labelled: bool) -> Dataset:
     depth = len(found[0].parts)
     split_known = depth == 3 or (depth == 2 and not labelled)
     text = datasets.Value("string")
-    rows = datasets.Dataset.from_dict(
-        {
-            "id": [file.as_posix() for file in found],
-            "image": [{"bytes": None, "path": str(path / file)} for file in found],
-            "split": [file.parts[0] if split_known else None for file in found],
-        },
-        features=datasets.Features({"id": text, "image": datasets.Image(), "split": text}),
-    )
+    columns = {
+        "id": [file.as_posix() for file in found],
+        "image": [{"bytes": None, "path": str(path / file)} for file in found],
+    }
+    features = {"id": text, "image": datasets.Image()}
+    if split_known:
+        columns["split"], features["split"] = [file.parts[0] for file in found], text
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     if not labelled:
         return rows
     names = sorted({file.parts[-2] for file in found})
@@ -199,6 +226,8 @@ def _encoded(rows: Dataset) -> Dataset:
 
 def _opened(row_id: str, stored: dict) -> tuple[str, object]:
     name = f"row {row_id}"
+    if stored is None or not (stored["bytes"] or stored["path"]):
+        return name, ValueError(f"{name}: there is no image in it.")
     try:
         return name, to_image(stored["bytes"] or stored["path"], name)
     except ValueError as error:

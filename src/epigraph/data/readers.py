@@ -213,7 +213,13 @@ def load_parquet(
     if "id" not in dataset.column_names:
         dataset = dataset.add_column("id", [str(index) for index in range(len(dataset))])
     if "image" in dataset.column_names and not isinstance(dataset.features["image"], datasets.Image):
-        dataset = dataset.cast_column("image", datasets.Image())
+        try:
+            dataset = dataset.cast_column("image", datasets.Image())
+        except pyarrow.ArrowException:
+            kind = getattr(dataset.features["image"], "dtype", "something else")
+            raise ValueError(
+                f"{path}: its column image holds {kind} and no image files; embed them as PNG, say."
+            ) from None
     return dataset
 
 
