@@ -16,7 +16,7 @@ import typer
 
 app = typer.Typer(
     name="epigraph",
-    help="Read text in images: handwritten mathematics as LaTeX.",
+    help="Read handwritten mathematics as LaTeX; train, measure and publish models of text and of images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -123,7 +123,9 @@ forward("eval", "epigraph.evaluation", "Measure a model on a data set: metrics, 
 forward("train", "epigraph.pretraining", "Train a model from a recipe.")
 forward("finetune", "epigraph.finetuning", "Adapt a model to a writer or to new symbols, with LoRA or as a whole.")
 forward("synth", "epigraph.data.synthesis.recipe", "Draw labelled text images: shards, or a contact sheet.")
-forward("convert", "epigraph.conversion", "Turn an official checkpoint into a model folder.")
+forward(
+    "convert", "epigraph.conversion", "Turn a checkpoint of other code into a model folder, or PixelViT into ViT."
+)
 forward("push", "epigraph.hub", "Push a model, its card and its results to the Hub.")
 
 
