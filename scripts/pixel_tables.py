@@ -242,7 +242,7 @@ def draw_panel(pen, font, name: str, points: list[tuple[str, float, float]], top
         return x * SCALE, (lower - (lower - upper) * (value - low) / (high - low)) * SCALE
 
     pen.text((left * SCALE, (top + 10) * SCALE), name, "black", font)
-    pen.text(((left + right) / 2 * SCALE, (lower + 24) * SCALE), "CPU seconds", "black", font, anchor="ma")
+    pen.text(((left + right) / 2 * SCALE, (lower + 24) * SCALE), "CPU seconds (log)", "black", font, anchor="ma")
     for part in range(5):
         value, time = low + (high - low) * part / 4, math.exp(first + (last - first) * part / 4)
         y, x = at(1, value)[1], at(time, low)[0]
