@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import ViTConfig, ViTModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.models import attention_blocked
@@ -228,6 +228,16 @@ def test_dropout_drops():
     assert (dropped - whole).abs().max() > 0.05
     with pytest.raises(ValueError, match="softcap"):
         blocked_attention_forward(LAYER, *inputs, None, softcap=30.0)
+
+
+def test_padding_has_one_row_of_the_mask_for_all_queries():
+    """Where every query needs a row of its own, it has one, as transformers makes it."""
+    present, states = torch.arange(6) < torch.tensor([[6], [4]]), torch.zeros(2, 6, 4)
+    config, stock = (ViTConfig(attn_implementation=name) for name in ("blocked", "sdpa"))
+    assert torch.equal(create_bidirectional_mask(config, states, present), present[:, None, None])
+    assert create_bidirectional_mask(config, states, present | True) is None
+    causal = create_causal_mask(config, states, present, None)
+    assert causal.shape == (2, 1, 6, 6) and torch.equal(causal, create_causal_mask(stock, states, present, None))
 
 
 def test_a_model_of_transformers_takes_the_name():

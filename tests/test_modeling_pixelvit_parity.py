@@ -30,7 +30,6 @@ from epigraph import (
 )
 from epigraph.conversion import ConversionError, main
 from epigraph.conversion_vit import pixelvit_from_vit, vit_from_pixelvit
-from epigraph.models import attention_blocked  # noqa: F401 (registers "blocked")
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

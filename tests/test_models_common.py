@@ -14,12 +14,13 @@ from huggingface_hub.errors import StrictDataclassError
 from model_specs import SPECS
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AttentionInterface, AutoConfig, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Trainer, TrainingArguments
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import epigraph
 from epigraph import models
 from epigraph.hub import entry_of
+from epigraph.models.attention_blocked import _BlockedAttention
 
 
 @pytest.fixture(params=SPECS)
@@ -198,6 +199,7 @@ batch = load_file({str(saved.parent / "batch.safetensors")!r})
 expected = batch.pop("expected")
 assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
 torch.testing.assert_close(model(**batch).loss[None], expected)
+model.set_attn_implementation("blocked")
 assert not [name for name in sys.modules if name.startswith("epigraph.")]
 print("loaded")
 """,
@@ -240,16 +242,22 @@ def test_evaluation_is_deterministic_and_dropout_is_for_training(spec):
 # --------------------------------------------------------------------------------------------- arithmetic
 
 
-def test_attention_implementations_agree(spec):
-    """Those of transformers, and ours where it is registered."""
-    model, batch = spec.build(), spec.collate(spec.rows())
-    model.set_attn_implementation("eager")
-    eager = forward(spec, model, batch)
-    for name in ("sdpa", "blocked"):
-        if name in AttentionInterface().valid_keys():
+def test_attention_implementations_agree(spec, monkeypatch):
+    """Those of transformers, and ours, which computes bfloat16 itself."""
+    calls, function = [], _BlockedAttention.apply
+    monkeypatch.setattr(_BlockedAttention, "apply", lambda *inputs: calls.append(inputs) or function(*inputs))
+    batch, model = spec.collate(spec.rows()), spec.build()
+    exact, rounded = {}, {}
+    for found in (exact, rounded):
+        for name in ("eager", "sdpa", "blocked"):
             model.set_attn_implementation(name)
-            assert model.config._attn_implementation == name
-            torch.testing.assert_close(forward(spec, model, batch), eager, atol=2e-5, rtol=1e-4)
+            assert model.config._attn_implementation == name and not calls
+            found[name] = forward(spec, model, batch).float()
+        model = spec.build().bfloat16()
+    for name in ("sdpa", "blocked"):
+        torch.testing.assert_close(exact[name], exact["eager"], atol=2e-5, rtol=1e-4)
+        assert (rounded[name] - exact["eager"]).pow(2).mean().sqrt() < 0.05 * exact["eager"].std()
+    assert calls and all(tensor.dtype == torch.bfloat16 for call in calls for tensor in call[:3])
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

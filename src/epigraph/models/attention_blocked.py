@@ -11,12 +11,13 @@ and dtypes, dropout, causal attention without a mask, grouped heads, learned mas
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 # Bytes of scores in one block: what a core's second level cache holds.
 _BLOCK_BYTES = 2**20
@@ -280,5 +281,15 @@ def _unflatten(operation, flat: torch.Tensor, factor: torch.Tensor | float, like
     return operation(flat, factor, out=result)
 
 
+def blocked_mask(*, q_length: int, mask_function: Callable, **kwargs) -> torch.Tensor | None:
+    """As transformers' `sdpa_mask`, bool (batch, 1, queries, keys); (batch, 1, 1, keys) if only padding is masked.
+
+    A row for each query would be converted in every block of every layer, which takes as long as a matmul.
+    """
+    if mask_function is bidirectional_mask_function:
+        q_length = 1
+    return sdpa_mask(q_length=q_length, mask_function=mask_function, **kwargs)
+
+
 AttentionInterface.register("blocked", blocked_attention_forward)
-AttentionMaskInterface.register("blocked", sdpa_mask)
+AttentionMaskInterface.register("blocked", blocked_mask)

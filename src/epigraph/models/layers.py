@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_blocked import blocked_attention_forward  # noqa: F401  registers "blocked"
+
 
 def sincos_2d(positions: torch.Tensor, dim: int, temperature: float = 10000.0) -> torch.Tensor:
     """Sines and cosines of places in the plane, in MAE's order of channels (He et al., CVPR 2022).
