@@ -10,14 +10,14 @@ from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
-from epigraph import (  # noqa: E402  # noqa: E402
+from epigraph import (  # noqa: E402
     PixelViTConfig,
     PixelViTForImageClassification,
     PixelViTForPreTraining,
     PixelViTImageProcessor,
     evaluation,
 )
-from epigraph.cards import metrics_table, read_results, results_section, weights_sha256  # noqa: E402
+from epigraph.cards import class_table, metrics_table, read_results, results_section, weights_sha256  # noqa: E402
 from epigraph.classification import class_breakdown, classification_metrics, evaluate_classification  # noqa: E402
 from epigraph.data.image_classes import load_images  # noqa: E402
 
@@ -120,6 +120,12 @@ def test_metrics_of_many_classes():
     assert classification_metrics(answers, [3, 3, 3, 3], 9) == {"accuracy": 0.25}
     (row,) = class_breakdown([[1], [2], [2], [0]], [0, 0, 0, 0], ["a", "b", "c"])
     assert row == {"class": "a", "n": 4, "accuracy": 0.25, "taken_for": "c"}
+
+
+def test_names_of_classes_do_not_break_the_table():
+    found = class_breakdown([[1], [1]], [0, 1], ["a|b", "c"])
+    lines = class_table({"breakdowns": {"class": found}}).splitlines()
+    assert lines[2:] == [r"| a\|b | 1 | 0.00 % | c |", "| c | 1 | 100.00 % |  |"]
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,8 @@ def class_table(results: dict) -> str:
     lines = ["| class | n | accuracy | most often taken for |", "|---|---:|---:|---|"]
     for row in found:
         value = shown("accuracy", row["accuracy"])
-        lines.append(f"| {row['class']} | {row['n']} | {value} | {row['taken_for'] or ''} |")
+        name, taken_for = ((text or "").replace("|", r"\|") for text in (row["class"], row["taken_for"]))
+        lines.append(f"| {name} | {row['n']} | {value} | {taken_for} |")
     return "\n".join(lines)
 
 
