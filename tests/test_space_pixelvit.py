@@ -499,8 +499,8 @@ def test_the_card_is_what_the_hub_expects():
         wanted for wanted in map(Requirement, project["optional-dependencies"]["demo"]) if wanted.name == "gradio"
     )
     assert gradio.specifier.contains(data.sdk_version)
-    for name in ("requirements.txt",):
-        assert (FOLDER / name).read_text() == (space.FOLDER / name).read_text(), "both Spaces need the same"
+    wanted = [(folder / "requirements.txt").read_text() for folder in (FOLDER, space.FOLDER)]
+    assert wanted[0] == wanted[1], "both Spaces need the same"
 
 
 def test_the_examples_are_small_grey_and_come_with_their_licence():
@@ -520,5 +520,5 @@ def test_the_examples_are_those_of_the_script(tmp_path):
         sys.path.pop(0)
     if not Path(garment_examples.FASHION_FOLDER).is_dir():
         pytest.skip("dataset-fashion-mnist is not installed")
-    garment_examples.main(str(tmp_path))
+    garment_examples.main(["--output", str(tmp_path)])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in EXAMPLES}
