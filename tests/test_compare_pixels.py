@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("datasets")
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = ("positions", "selection", "mae", "choices")
 PAGE = "# PixelViT\n" + "".join(f"\n<!-- {name} -->\n<!-- /{name} -->\n" for name in BLOCKS)
