@@ -339,7 +339,6 @@ def pretrain(run: Run, config, images: torch.Tensor):
 
 def measure(run: Run) -> dict:
     """Train and evaluate: a row of results. Meant for a process of its own, since it sets the threads of torch."""
-    from epigraph.models import attention_blocked  # noqa: F401  registers the attention
     from epigraph.models.modeling_pixelvit import PixelViTForImageClassification
 
     torch.set_num_threads(1)
