@@ -267,6 +267,8 @@ def test_without_resizing_sizes_must_be_equal():
         ({"size": {"shortest_edge": 28}}, "size must be"),
         ({"image_mean": [0.5, 0.5]}, "image_mean has 2 values"),
         ({"image_std": [0.5] * 3, "num_channels": 1}, "image_std has 3 values for num_channels=1"),
+        ({"image_std": 0.0}, "image_std must be above 0, not 0.0"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "image_std must be above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

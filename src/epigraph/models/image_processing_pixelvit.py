@@ -100,10 +100,13 @@ class PixelViTImageProcessor(PilBackend):
         for name, value in (("image_mean", image_mean), ("image_std", image_std)):
             if isinstance(value, (tuple, list)) and len(value) != num_channels:
                 raise ValueError(f"{name} has {len(value)} values for num_channels={num_channels}; give one for each.")
+        if image_std is not None and np.min(image_std) <= 0:
+            raise ValueError(f"image_std must be above 0, not {image_std}: images are divided by it.")
 
     def _preprocess(
         self,
         images,
+        do_resize,
         do_rescale,
         rescale_factor,
         do_normalize,
@@ -114,7 +117,7 @@ class PixelViTImageProcessor(PilBackend):
         **kwargs,
     ) -> BatchFeature:
         for index, image in enumerate(images):
-            if image.shape != images[0].shape:
+            if not do_resize and image.shape != images[0].shape:
                 sizes = [f"{height} x {width}" for _, height, width in (image.shape, images[0].shape)]
                 raise ValueError(
                     f"Image {index} has {sizes[0]} pixels (height x width) and image 0 has {sizes[1]}: with "
