@@ -123,9 +123,7 @@ forward("eval", "epigraph.evaluation", "Measure a model on a data set: metrics, 
 forward("train", "epigraph.pretraining", "Train a model from a recipe.")
 forward("finetune", "epigraph.finetuning", "Adapt a model to a writer or to new symbols, with LoRA or as a whole.")
 forward("synth", "epigraph.data.synthesis.recipe", "Draw labelled text images: shards, or a contact sheet.")
-forward(
-    "convert", "epigraph.conversion", "Turn a checkpoint of other code into a model folder, or PixelViT into ViT."
-)
+forward("convert", "epigraph.conversion", "Turn a checkpoint of other code into a model folder, or PixelViT into ViT.")
 forward("push", "epigraph.hub", "Push a model, its card and its results to the Hub.")
 
 
