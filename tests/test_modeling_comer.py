@@ -8,22 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from model_specs import SPECS
 from safetensors.torch import load_file, save_file
 
 from epigraph.models.configuration_comer import CoMERConfig
 from epigraph.models.modeling_comer import CoMERForConditionalGeneration
 
 FIXTURES = Path(__file__).parent / "fixtures" / "comer"
-TINY = {
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "growth_rate": 8,
-    "dense_layers": (2, 2, 2),
-    "coverage_channels": 8,
-    "dropout": 0.0,
-    "encoder_dropout": 0.0,
-}
+TINY = SPECS["comer"].config
 
 
 PAPER = {name: getattr(CoMERConfig(), name) for name in TINY if "dropout" not in name}
