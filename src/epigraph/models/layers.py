@@ -159,6 +159,7 @@ __all__ = [
     "VisionAttention",
     "VisionLayer",
     "axial_frequencies",
+    "eager_attention_forward",
     "rotary_tables",
     "rotate",
     "sincos_2d",
