@@ -186,7 +186,7 @@ def answer(look: Look, config, selection: str) -> str:
     if trained != (selection, None if selection == "all" else read):
         name, count = trained
         how = "all pixels" if name == "all" else f"{count:,} pixels chosen by “{name}”"
-        facts += f" The model was trained on {how}, so this is new to it."
+        facts += f" The model was trained on {how}; read otherwise, it is often wrong."
     return (
         f"<div class=answer><div role=status><table class=classes><caption>It takes this for</caption>{rows}</table>"
         f"<p class=facts>{facts}</p></div></div>"
