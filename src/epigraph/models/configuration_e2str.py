@@ -1,0 +1,130 @@
+"""E2STR configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import OPTConfig, PreTrainedConfig, ViTConfig
+
+# What is not the configuration's own default where no sub-configuration is given. Sizes are ours: the official model
+# has the 324 million parameters of `E2STRConfig.official()`, its decoder that of a general language model.
+VISION = {
+    "image_size": [32, 128],
+    "patch_size": 4,
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "layer_norm_eps": 1e-5,
+}
+TEXT = {
+    "vocab_size": 100,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "ffn_dim": 1536,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@strict
+class E2STRResamplerConfig(PreTrainedConfig):
+    r"""Configuration of the Perceiver resampler (Alayrac et al., NeurIPS 2022, arXiv 2204.14198, section 3.1).
+
+    Args:
+        num_latents: learned queries, and so tokens for each image.
+        num_hidden_layers: layers.
+        num_attention_heads: heads of each layer.
+        head_dim: channels of each head.
+        ffn_multiplier: width of the feed-forward layers, in widths of the image tokens.
+    """
+
+    model_type = "e2str_resampler"
+    base_config_key = "resampler_config"
+
+    num_latents: int = 64
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    head_dim: int = 64
+    ffn_multiplier: int = 4
+
+    def validate_architecture(self):
+        """Part of `@strict`: raises where the numbers cannot make a model."""
+        for name in ("num_latents", "num_hidden_layers", "num_attention_heads", "head_dim", "ffn_multiplier"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@strict
+class E2STRConfig(PreTrainedConfig):
+    r"""Configuration of E2STR (Zhao et al., CVPR 2024, arXiv 2311.13120).
+
+    Args:
+        vision_config: of the ViT that encodes a word image.
+        resampler_config: of the resampler that makes a few latents of its tokens.
+        text_config: of the OPT decoder. By default it is small and writes characters.
+        num_cross_attention_heads: heads of the gated cross-attention in front of every layer of the decoder.
+        cross_attention_head_dim: channels of each of them.
+        cross_attention_ffn_multiplier: width of its feed-forward half, in widths of the decoder.
+        vision_post_layernorm: norm the image tokens after the last layer. The pinned version of the official code
+            does, the ones before it did not.
+        image_token_id: token that stands where an image is.
+        end_of_chunk_token_id: token that ends the text of an image, and so generation.
+    """
+
+    model_type = "e2str"
+    sub_configs = {
+        "vision_config": ViTConfig,
+        "resampler_config": E2STRResamplerConfig,
+        "text_config": OPTConfig,
+    }
+    keys_to_ignore_at_inference = ["past_key_values", "latents"]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    resampler_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_cross_attention_heads: int = 8
+    cross_attention_head_dim: int = 64
+    cross_attention_ffn_multiplier: int = 4
+    vision_post_layernorm: bool = True
+    image_token_id: int = 3
+    end_of_chunk_token_id: int = 2
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name, default in (("vision_config", VISION), ("resampler_config", {}), ("text_config", TEXT)):
+            value = getattr(self, name)
+            if not isinstance(value, PreTrainedConfig):
+                setattr(self, name, self.sub_configs[name](**{**default, **(value or {})}))
+        self.pad_token_id = kwargs.pop("pad_token_id", self.text_config.pad_token_id)
+        self.bos_token_id = kwargs.pop("bos_token_id", self.text_config.bos_token_id)
+        self.eos_token_id = kwargs.pop("eos_token_id", self.end_of_chunk_token_id)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def official(cls, **changes) -> "E2STRConfig":
+        """The published model: ViT-B on 32 x 128 pixels with patches of 4, and OPT-125M.
+
+        Its vocabulary is OPT's with the two special tokens of the prompt.
+        """
+        vision = {**VISION, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+        text = {"vocab_size": 50267, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+        text |= {"ffn_dim": 3072, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+        tokens = {"image_token_id": 50266, "end_of_chunk_token_id": 50265}
+        return cls(**{"vision_config": vision, "text_config": text, **tokens, **changes})
+
+    def validate_architecture(self):
+        """Part of `@strict`: raises where the numbers cannot make a model."""
+        for name in ("num_cross_attention_heads", "cross_attention_head_dim", "cross_attention_ffn_multiplier"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        vocabulary = self.text_config.vocab_size
+        for name in ("image_token_id", "end_of_chunk_token_id"):
+            if not 0 <= getattr(self, name) < vocabulary:
+                raise ValueError(f"{name} {getattr(self, name)} is not in the decoder's vocabulary of {vocabulary}.")
+        if self.image_token_id == self.end_of_chunk_token_id:
+            raise ValueError(f"image_token_id and end_of_chunk_token_id are both {self.image_token_id}.")
+
+
+__all__ = ["E2STRConfig", "E2STRResamplerConfig"]

@@ -1,0 +1,401 @@
+"""E2STR: scene text read with examples in context (Zhao et al., CVPR 2024, arXiv 2311.13120).
+
+A ViT encodes each word image, a Perceiver resampler makes 64 latents of its tokens, and an OPT decoder reads a prompt of
+images and texts in turn: `<image>text<eoc><image>text<eoc><image>` - the last text is the answer. In front of each of
+its layers a gated cross-attention looks at the latents of the image that a token stands behind, and at no other; what one
+image teaches about another passes through the decoder's own attention. The architecture is OpenFlamingo's (Awadalla et
+al. 2023, arXiv 2308.01390). Written from the paper and from measurements of the published behaviour.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.opt.modeling_opt import OPTDecoder, OPTDecoderLayer
+
+from .configuration_e2str import E2STRConfig
+from .layers import eager_attention_forward
+
+
+@dataclass
+class E2STROutput(ModelOutput):
+    """What a pass over a prompt gives.
+
+    Attributes:
+        loss: scalar, mean cross entropy of the next token, where labels were given.
+        logits: (batch, length, vocab_size); None of `E2STRModel`.
+        last_hidden_state: (batch, length, hidden), after the decoder's last norm.
+        past_key_values: keys and values of the decoder's own attention, where asked for.
+        latents: (batch, images, latents, width) of the images that were encoded or given.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    latents: torch.FloatTensor | None = None
+
+
+class E2STRFeedForward(nn.Module):
+    """LayerNorm, linear, GELU, linear; without biases (OpenFlamingo)."""
+
+    def __init__(self, width: int, multiplier: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, multiplier * width, bias=False)
+        self.fc2 = nn.Linear(multiplier * width, width, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., width) to (..., width)."""
+        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
+
+
+class E2STRLatentAttention(nn.Module):
+    """Attention of queries to other tokens, with projections of its own width and without biases."""
+
+    def __init__(self, config, query_width: int, key_width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.config = config
+        self.heads, self.head_dim = heads, head_dim
+        self.scaling = head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(query_width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(key_width, heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(key_width, heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, query_width, bias=False)
+
+    def split(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, n, heads * head_dim) to (batch, heads, n, head_dim)."""
+        return states.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+
+    def keys_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of (batch, n, key_width): twice (batch, heads, n, head_dim)."""
+        return self.split(self.k_proj(tokens)), self.split(self.v_proj(tokens))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Heads (batch, heads, m, head_dim) and (batch, heads, n, head_dim) to (batch, m, heads * head_dim)."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        return attend(self, query, key, value, None, scaling=self.scaling)[0].flatten(2)
+
+
+class E2STRResamplerLayer(GradientCheckpointingLayer):
+    """Latents look at image tokens and at each other (Flamingo, section 3.1)."""
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__()
+        width, sizes = config.vision_config.hidden_size, config.resampler_config
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.attention = E2STRLatentAttention(
+            config.text_config, width, width, sizes.num_attention_heads, sizes.head_dim
+        )
+        self.feed_forward = E2STRFeedForward(width, sizes.ffn_multiplier)
+
+    def forward(self, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(images, latents, width) and (images, tokens, width) to (images, latents, width)."""
+        queries = self.norm_latents(latents)
+        keys_values = self.attention.keys_values(torch.cat([self.norm_media(tokens), queries], dim=1))
+        query = self.attention.split(self.attention.q_proj(queries))
+        latents = latents + self.attention.o_proj(self.attention.attend(query, *keys_values))
+        return latents + self.feed_forward(latents)
+
+
+class E2STRResampler(nn.Module):
+    """A fixed number of latents of any number of image tokens."""
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__()
+        width, sizes = config.vision_config.hidden_size, config.resampler_config
+        self.latents = nn.Parameter(torch.zeros(sizes.num_latents, width))
+        self.layers = nn.ModuleList([E2STRResamplerLayer(config) for _ in range(sizes.num_hidden_layers)])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, width) to (images, latents, width)."""
+        latents = self.latents.expand(len(tokens), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, tokens)
+        return self.norm(latents)
+
+
+class E2STRMedia:
+    """Which image each text position looks at, in a form that costs no more than that.
+
+    The official mask lets every position score the latents of all images and then forbids all but one image's. Here the
+    positions behind an image are its queries, and no score is computed in vain; the results are the same.
+
+    Args:
+        latents: (batch, images, latents, width).
+        image_tokens: (batch, length) bool, True where the text has an image.
+    """
+
+    def __init__(self, latents: torch.Tensor, image_tokens: torch.BoolTensor):
+        self.latents = latents
+        batch, images = latents.shape[:2]
+        times = image_tokens.cumsum(1)
+        self.sees = times > 0
+        behind = F.one_hot(times, images + 1)[..., 1:]
+        self.longest = int(behind.sum(1).max()) if images else 0
+        place = behind.cumsum(1).mul(behind).sum(-1) - 1
+        slots = (times - 1) * self.longest + place
+        # Positions in front of all images share a slot at the end, which is thrown away.
+        self.slots = torch.where(self.sees, slots, images * self.longest)
+
+    def attend(self, attention: E2STRLatentAttention, query: torch.Tensor) -> torch.Tensor:
+        """(batch, length, heads * head_dim) queries to attended values of that shape, zeros where no image is seen."""
+        batch, images, count, _ = self.latents.shape
+        index = self.slots[..., None].expand(-1, -1, query.shape[2])
+        spread = query.new_zeros(batch, images * self.longest + 1, query.shape[2]).scatter(1, index, query)
+        rows = spread[:, :-1].reshape(batch * images, self.longest, -1)
+        attended = attention.attend(attention.split(rows), *attention.keys_values(self.latents.flatten(0, 1)))
+        attended = attended.view(batch, images * self.longest, -1)
+        attended = F.pad(attended, (0, 0, 0, 1))
+        return attended.gather(1, index) * self.sees[..., None]
+
+
+class E2STRLastImage:
+    """The image that everything generated looks at: its keys and values of every layer, computed once.
+
+    Rows may be several beams of each image, in order; they are further queries of the same keys.
+
+    Args:
+        keys_values: for each layer two tensors (images, heads, latents, head_dim).
+    """
+
+    def __init__(self, keys_values: list[tuple[torch.Tensor, torch.Tensor]]):
+        self.keys_values = keys_values
+
+    def attend(self, attention: E2STRLatentAttention, query: torch.Tensor, layer: int) -> torch.Tensor:
+        """(rows, length, heads * head_dim) to the same shape."""
+        key, value = self.keys_values[layer]
+        rows, length, width = query.shape
+        query = query.reshape(len(key), rows // len(key) * length, width)
+        return attention.attend(attention.split(query), key, value).reshape(rows, length, width)
+
+
+class E2STRGatedCrossAttention(nn.Module):
+    """Cross-attention and a feed-forward layer, each behind a gate that starts closed (Flamingo, section 3.2)."""
+
+    def __init__(self, config: E2STRConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        width = config.text_config.hidden_size
+        sizes = config.num_cross_attention_heads, config.cross_attention_head_dim
+        self.norm = nn.LayerNorm(width)
+        self.attention = E2STRLatentAttention(config.text_config, width, config.vision_config.hidden_size, *sizes)
+        self.feed_forward = E2STRFeedForward(width, config.cross_attention_ffn_multiplier)
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.feed_forward_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: torch.Tensor, media: E2STRMedia | E2STRLastImage) -> torch.Tensor:
+        """(batch, length, hidden) to the same shape."""
+        query = self.attention.q_proj(self.norm(hidden))
+        if isinstance(media, E2STRLastImage):
+            attended = media.attend(self.attention, query, self.layer)
+        else:
+            attended = media.attend(self.attention, query)
+        hidden = hidden + self.attention_gate.tanh() * self.attention.o_proj(attended)
+        return hidden + self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+
+
+class E2STRDecoderLayer(OPTDecoderLayer):
+    """A layer of OPT behind a gated cross-attention."""
+
+    def __init__(self, config: E2STRConfig, layer: int):
+        super().__init__(config.text_config, layer_idx=layer)
+        self.cross_attention = E2STRGatedCrossAttention(config, layer)
+
+    def forward(self, hidden_states, attention_mask=None, media=None, **kwargs):
+        """As OPT's layer; `media` says which image each position sees."""
+        return super().forward(self.cross_attention(hidden_states, media), attention_mask, **kwargs)
+
+
+class E2STRDecoder(OPTDecoder):
+    """OPT's decoder with gated cross-attention before every layer."""
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__(config.text_config)
+        self.layers = nn.ModuleList([E2STRDecoderLayer(config, i) for i in range(len(self.layers))])
+
+
+class E2STRPreTrainedModel(PreTrainedModel):
+    """What both E2STR models share: how they are initialised, and what transformers may do with them."""
+
+    config_class = E2STRConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTLayer", "E2STRResamplerLayer", "E2STRDecoderLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, E2STRResampler):
+            init.normal_(module.latents)
+        elif isinstance(module, E2STRGatedCrossAttention):
+            init.zeros_(module.attention_gate)
+            init.zeros_(module.feed_forward_gate)
+
+
+class E2STRModel(E2STRPreTrainedModel):
+    """Vision encoder, resampler and decoder."""
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__(config)
+        self.vision_model = ViTModel(config.vision_config, add_pooling_layer=False)
+        if not config.vision_post_layernorm:
+            self.vision_model.layernorm = nn.Identity()
+        self.resampler = E2STRResampler(config)
+        self.text_model = E2STRDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's token embeddings."""
+        return self.text_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replaces them."""
+        self.text_model.embed_tokens = value
+
+    def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys for the search of examples, and latents, of images by themselves.
+
+        Args:
+            pixel_values: (images, 3, height, width).
+
+        Returns:
+            (images, width), the mean latent scaled to length 1; and (images, latents, width).
+        """
+        tokens = self.vision_model(pixel_values).last_hidden_state[:, 1:]
+        latents = self.resampler(tokens)
+        return F.normalize(latents.mean(1), dim=-1), latents
+
+    def last_image(self, latents: torch.Tensor) -> E2STRLastImage:
+        """What generation looks at: keys and values of (images, latents, width) for every layer."""
+        return E2STRLastImage(
+            [layer.cross_attention.attention.keys_values(latents) for layer in self.text_model.layers]
+        )
+
+    def gather_latents(self, pixel_values, context_latents, latents) -> torch.Tensor | None:
+        """The latents of a prompt's images in order, of whichever of the three was given: (batch, images, n, width)."""
+        if latents is None and pixel_values is not None:
+            latents = self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, pixel_values.shape[:2])
+        if context_latents is None:
+            return latents
+        context_latents = context_latents.to(self.resampler.latents.dtype)
+        return context_latents if latents is None else torch.cat([context_latents, latents], dim=1)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        context_latents: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        last_image: E2STRLastImage | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        **kwargs,
+    ) -> E2STROutput:
+        """Reads prompts.
+
+        Args:
+            pixel_values: (batch, images, 3, height, width), the images of each prompt in order.
+            input_ids: (batch, length), with `config.image_token_id` where an image stands.
+            attention_mask: (batch, length), 1 = token, 0 = padding; with `past_key_values` of the whole length.
+            context_latents: (batch, images, latents, width) of images that come before `pixel_values`, encoded
+                earlier by `encode`.
+            latents: the same instead of `pixel_values`.
+            last_image: instead of all images: the one that every position of `input_ids` looks at.
+            past_key_values: of the tokens before `input_ids`.
+            use_cache: return keys and values, for more tokens.
+
+        Raises:
+            ValueError: a prompt stands for more images than were given, or none were.
+        """
+        latents = self.gather_latents(pixel_values, context_latents, latents)
+        if last_image is None:
+            media = self._media(latents, input_ids)
+        else:
+            media = last_image
+        outputs = self.text_model(
+            input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache, media=media, **kwargs
+        )
+        return E2STROutput(
+            last_hidden_state=outputs.last_hidden_state, past_key_values=outputs.past_key_values, latents=latents
+        )
+
+    def _media(self, latents, input_ids) -> E2STRMedia:
+        image_tokens = input_ids == self.config.image_token_id
+        if latents is None:
+            raise ValueError("Give pixel_values or latents of the images that input_ids stands for.")
+        if len(latents) != len(input_ids):
+            raise ValueError(f"{len(input_ids)} prompts were given, but the images of {len(latents)}.")
+        if not torch.compiler.is_compiling():
+            wanted = image_tokens.sum(1)
+            if bool((wanted > latents.shape[1]).any()):
+                row = int(wanted.argmax())
+                raise ValueError(
+                    f"prompt {row} stands for {int(wanted[row])} images, but {latents.shape[1]} were given."
+                )
+        return E2STRMedia(latents, image_tokens)
+
+
+class E2STRForTextRecognition(E2STRPreTrainedModel, GenerationMixin):
+    """E2STR with its language head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__(config)
+        self.model = E2STRModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.word_embed_proj_dim, text.vocab_size, bias=False)
+        self.post_init()
+
+    def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `E2STRModel.encode`."""
+        return self.model.encode(pixel_values)
+
+    def num_loss_items(self, batch: dict[str, torch.Tensor]) -> int:
+        """Over how many items the mean loss of a batch is taken: the tokens that are predicted."""
+        return int((batch["labels"][:, 1:] != -100).sum())
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        context_latents: torch.Tensor | None = None,
+        num_items_in_batch: int | float | torch.Tensor | None = None,
+        **kwargs,
+    ) -> E2STROutput:
+        """Reads prompts; see `E2STRModel.forward`.
+
+        Args:
+            labels: (batch, length), the tokens themselves where they are to be predicted, -100 elsewhere.
+            num_items_in_batch: divides the summed loss instead of the number of labels.
+        """
+        outputs = self.model(pixel_values, input_ids, attention_mask, context_latents, **kwargs)
+        outputs.logits = self.lm_head(outputs.last_hidden_state)
+        if labels is not None:
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            targets = labels[:, 1:].flatten()
+            outputs.loss = F.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), targets, reduction=reduction)
+            if num_items_in_batch is not None:
+                outputs.loss = outputs.loss / num_items_in_batch
+        return outputs
+
+
+__all__ = ["E2STRForTextRecognition", "E2STRModel"]
