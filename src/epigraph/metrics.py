@@ -1,4 +1,4 @@
-"""Metrics as plain functions over lists of strings; rates are in 0..1.
+"""Metrics as plain functions over lists of strings; rates are in 0..1. Formulas first, then words.
 
 Formulas are space-separated LaTeX tokens, as ``tokenizer.decode`` gives them for a token dictionary. Two protocols:
 
@@ -6,13 +6,18 @@ Formulas are space-separated LaTeX tokens, as ``tokenizer.decode`` gives them fo
   match, ``exprate_1``, ``_2``, ``_3`` allow up to that many edits;
 * symLG: CROHME's symbolic evaluation, on which the CROHME tables of published papers stand. It compares layout graphs
   (:func:`epigraph.data.latex.layout_graph`), so spellings of one formula are equal.
+
+Words are compared by the protocols of :mod:`epigraph.data.protocols`, which say what counts as the same text and which
+labels are left out.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
 from .data.latex import LatexError, layout_graph
+from .data.protocols import DEFAULT_PROTOCOL, check_protocol, comparable_answer, comparable_label
 
 LENGTH_BINS = (0, 1, 6, 11, 21, 31, 51)  # first length of each bin, in tokens
 DEPTH_BINS = (0, 1, 2, 3, 4)  # first depth of each bin, in nested brace pairs
@@ -108,6 +113,137 @@ def formula_breakdowns(predictions: Sequence[str], references: Sequence[str]) ->
     lengths = [len(reference.split()) for _, reference in pairs]
     depths = [_brace_depth(reference) for _, reference in pairs]
     return {"length": _by_bin(pairs, lengths, LENGTH_BINS), "depth": _by_bin(pairs, depths, DEPTH_BINS)}
+
+
+def word_accuracy(predictions: Sequence[str], references: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> float:
+    """Share of words that are right under a protocol, of those labels that it does not leave out.
+
+    Raises:
+        ValueError: no such protocol, the lists differ in length or are empty, or the protocol leaves out every label.
+    """
+    pairs = _compared(predictions, references, protocol)
+    return sum(prediction == reference for prediction, reference in pairs) / len(pairs)
+
+
+def ned(predictions: Sequence[str], references: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> float:
+    """1-N.E.D. of ICDAR 2019: the mean over words of 1 - edits / length of the longer text. Higher is better.
+
+    Raises:
+        ValueError: as in :func:`word_accuracy`.
+    """
+    pairs = _compared(predictions, references, protocol)
+    return 1 - sum(Levenshtein.normalized_distance(*pair) for pair in pairs) / len(pairs)
+
+
+def cer(predictions: Sequence[str], references: Sequence[str], protocol: str = "standard") -> float:
+    """Character error rate: edits of a whole set per character of its labels, above 1 where more is wrong than written.
+
+    By default texts stand as they are, case and spaces included, as in the handwriting literature.
+
+    Raises:
+        ValueError: as in :func:`word_accuracy`.
+    """
+    pairs = _compared(predictions, references, protocol)
+    return sum(Levenshtein.distance(*pair) for pair in pairs) / max(1, sum(len(text) for _, text in pairs))
+
+
+def word_metrics(
+    predictions: Sequence[str], references: Sequence[str], protocol: str = DEFAULT_PROTOCOL
+) -> dict[str, float]:
+    """``word_accuracy`` and ``ned`` of a whole set under one protocol.
+
+    Raises:
+        ValueError: as in :func:`word_accuracy`.
+    """
+    return {
+        "word_accuracy": word_accuracy(predictions, references, protocol),
+        "ned": ned(predictions, references, protocol),
+    }
+
+
+def left_out(references: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> dict[str, int]:
+    """How many labels a protocol leaves out, by reason; empty where it counts all of them.
+
+    Raises:
+        ValueError: no such protocol.
+    """
+    check_protocol(protocol)
+    reasons = (comparable_label(reference, protocol)[1] for reference in references)
+    return dict(Counter(reason for reason in reasons if reason))
+
+
+def word_rows(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    sources: Sequence[str],
+    splits: Sequence[str],
+    protocol: str = DEFAULT_PROTOCOL,
+) -> list[dict]:
+    """Results of every source and split, as they stand in a results file: one row per metric, naming its protocol.
+
+    Args:
+        predictions, references, sources, splits: one value per word, in the same order.
+
+    Returns:
+        ``{"metric", "value", "n", "source", "split", "protocol"}``, where ``n`` counts the words that the protocol
+        compares; with ``left_out``, their number by reason, where it leaves some out. A group of which nothing is left
+        has ``n`` 0 and ``value`` None.
+
+    Raises:
+        ValueError: no such protocol, the lists differ in length or are empty.
+    """
+    pairs = _pairs(predictions, references)
+    if not len(sources) == len(splits) == len(pairs):
+        raise ValueError(f"{len(pairs)} words, but {len(sources)} sources and {len(splits)} splits: pass one per word")
+    groups = {}
+    for source, split, pair in zip(sources, splits, pairs):
+        groups.setdefault((source, split), []).append(pair)
+    rows = []
+    for (source, split), group in groups.items():
+        dropped = left_out([reference for _, reference in group], protocol)
+        count = len(group) - sum(dropped.values())
+        measured = word_metrics(*zip(*group), protocol) if count else {"word_accuracy": None, "ned": None}
+        for metric, value in measured.items():
+            row = {"metric": metric, "value": value, "n": count, "source": source, "split": split}
+            rows.append({**row, "protocol": protocol, **({"left_out": dropped} if dropped else {})})
+    return rows
+
+
+def averages(rows: Iterable[dict]) -> list[dict]:
+    """Averages over sets of what :func:`word_rows` gives, one of each metric and protocol.
+
+    Returns:
+        ``{"metric", "protocol", "sets", "n", "arithmetic", "weighted"}``: ``arithmetic`` is the plain mean of the sets
+        (most tables of papers), ``weighted`` the share of all words together (PARSeq's "combined"). Sets without a
+        word that counts enter neither.
+    """
+    groups = {}
+    for row in rows:
+        if row["n"]:
+            groups.setdefault((row["metric"], row["protocol"]), []).append(row)
+    return [
+        {
+            "metric": metric,
+            "protocol": protocol,
+            "sets": len(group),
+            "n": (total := sum(row["n"] for row in group)),
+            "arithmetic": sum(row["value"] for row in group) / len(group),
+            "weighted": sum(row["value"] * row["n"] for row in group) / total,
+        }
+        for (metric, protocol), group in groups.items()
+    ]
+
+
+def _compared(predictions: Sequence[str], references: Sequence[str], protocol: str) -> list[tuple[str, str]]:
+    """Answers and labels in the protocol's form, of the labels that it keeps."""
+    pairs = [
+        (comparable_answer(prediction, protocol), label)
+        for prediction, reference in _pairs(predictions, references)
+        if (label := comparable_label(reference, protocol)[0]) is not None
+    ]
+    if not pairs:
+        raise ValueError(f"protocol '{protocol}' leaves out all of the {len(references)} labels: nothing to measure")
+    return pairs
 
 
 def _by_bin(pairs: list[tuple[str, str]], values: list[int], starts: tuple[int, ...]) -> list[dict]:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, PreTrainedModel, ViTModel
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.opt.modeling_opt import OPTDecoder, OPTDecoderLayer
 
 from .configuration_e2str import E2STRConfig
+from .generation_e2str import E2STRGenerationMixin
 from .layers import eager_attention_forward
 
 
@@ -150,7 +150,9 @@ class E2STRMedia:
 
     def attend(self, attention: E2STRLatentAttention, query: torch.Tensor) -> torch.Tensor:
         """(batch, length, heads * head_dim) queries to attended values of that shape, zeros where no image is seen."""
-        batch, images, count, _ = self.latents.shape
+        if not self.longest:
+            return torch.zeros_like(query)
+        batch, images = self.latents.shape[:2]
         index = self.slots[..., None].expand(-1, -1, query.shape[2])
         spread = query.new_zeros(batch, images * self.longest + 1, query.shape[2]).scatter(1, index, query)
         rows = spread[:, :-1].reshape(batch * images, self.longest, -1)
@@ -351,7 +353,7 @@ class E2STRModel(E2STRPreTrainedModel):
         return E2STRMedia(latents, image_tokens)
 
 
-class E2STRForTextRecognition(E2STRPreTrainedModel, GenerationMixin):
+class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
     """E2STR with its language head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}

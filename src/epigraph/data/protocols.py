@@ -1,0 +1,121 @@
+"""How labels and answers of word images are brought into one form before they are compared.
+
+| protocol | labels | answers | whose rule |
+|---|---|---|---|
+| `36` | digits and lower-case letters | the same | PARSeq, `charset_test` of 36 |
+| `62` | digits and letters | the same | PARSeq, 62 |
+| `94` | printable ASCII without the space | the same | PARSeq, 94 |
+| `standard` | as they stand | as they stand | mmocr's `exact`, docTR's raw match |
+| `literature` | lower case, then only `a-z 0-9 ^` and Chinese characters | the same | mmocr's `ignore_case_symbol`, quoted by papers |
+| `literature_ignore_case` | lower case | lower case | mmocr's `ignore_case`, docTR's caseless match |
+| `literature_openocr` | ASCII letters and digits, lower case | the same | OpenOCR with `is_filter` |
+
+`docs/protocols.md` has the rules in full. Which labels are left out is part of a protocol, too.
+"""
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable
+
+LETTERS_AND_DIGITS = string.digits + string.ascii_lowercase
+CHARSETS = {
+    "36": LETTERS_AND_DIGITS,
+    "62": LETTERS_AND_DIGITS + string.ascii_uppercase,
+    "94": LETTERS_AND_DIGITS + string.ascii_uppercase + string.punctuation,
+}
+MAX_LABEL_LENGTH = 25  # characters; longer ones were left out of training and test since the field's first data sets
+
+TOO_LONG = f"longer than {MAX_LABEL_LENGTH} characters"
+EMPTY = "no character of the protocol"
+
+_UNSUPPORTED = {name: re.compile(f"[^{re.escape(charset)}]") for name, charset in CHARSETS.items()}
+# Written as mmocr writes it: inside the class the second and third `^` are the character itself, so that it is kept.
+_LITERATURE = re.compile("[^A-Z^a-z^0-9^\u4e00-\u9fa5]")
+_NO_LETTER_OR_DIGIT = re.compile("[^0-9A-Za-z]")
+
+
+def to_ascii(text: str) -> str:
+    """Without white space; letters lose their accents, and what has no ASCII form by NFKD is deleted (PARSeq)."""
+    return unicodedata.normalize("NFKD", "".join(text.split())).encode("ascii", "ignore").decode()
+
+
+def adapt(text: str, charset: str = "36") -> str:
+    """White space removed, NFKD to ASCII, lower-cased where the charset has no capitals, the rest deleted.
+
+    Args:
+        text: a label or an answer, of any length.
+        charset: "36", "62" or "94".
+    """
+    text = to_ascii(text)
+    return _UNSUPPORTED[charset].sub("", text.lower() if charset == "36" else text)
+
+
+def _literature(text: str) -> str:
+    return _LITERATURE.sub("", text.lower())
+
+
+def _openocr(text: str) -> str:
+    return _NO_LETTER_OR_DIGIT.sub("", text).lower()
+
+
+def _as_it_stands(text: str) -> str:
+    return text
+
+
+_ANSWERS: dict[str, Callable[[str], str]] = {
+    "standard": _as_it_stands,
+    "literature": _literature,
+    "literature_ignore_case": str.lower,
+    "literature_openocr": _openocr,
+}
+PROTOCOLS = (*CHARSETS, *_ANSWERS)
+DEFAULT_PROTOCOL = "36"
+
+
+def comparable_answer(text: str, protocol: str = DEFAULT_PROTOCOL) -> str:
+    """An answer in the form that a protocol compares. Answers are never cut and never left out.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    check_protocol(protocol)
+    return adapt(text, protocol) if protocol in CHARSETS else _ANSWERS[protocol](text)
+
+
+def comparable_label(text: str, protocol: str = DEFAULT_PROTOCOL) -> tuple[str | None, str | None]:
+    """A label in the form that a protocol compares, or None and the reason why the protocol leaves it out.
+
+    The length is that before characters are deleted; in the charset protocols that of the ASCII form, in OpenOCR's
+    that of its printable ASCII characters.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    label = comparable_answer(text, protocol)
+    if protocol in CHARSETS:
+        if len(to_ascii(text)) > MAX_LABEL_LENGTH:
+            return None, TOO_LONG
+        return (label, None) if label else (None, EMPTY)
+    if protocol == "literature_openocr" and len(_UNSUPPORTED["94"].sub("", text)) > MAX_LABEL_LENGTH:
+        return None, TOO_LONG
+    return label, None
+
+
+def check_protocol(protocol: str):
+    """ValueError that names the protocols, where this is none of them."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"there is no protocol '{protocol}' for words; there are {', '.join(PROTOCOLS)}.")
+
+
+__all__ = [
+    "CHARSETS",
+    "DEFAULT_PROTOCOL",
+    "MAX_LABEL_LENGTH",
+    "PROTOCOLS",
+    "adapt",
+    "check_protocol",
+    "comparable_answer",
+    "comparable_label",
+    "to_ascii",
+]
