@@ -136,7 +136,7 @@ def ned(predictions: Sequence[str], references: Sequence[str], protocol: str = D
 
 
 def cer(predictions: Sequence[str], references: Sequence[str], protocol: str = "standard") -> float:
-    """Character error rate: edits of a whole set per character of its labels, above 1 where more is wrong than written.
+    """Character error rate: edits of a whole set per character of its labels; it may be above 1.
 
     By default texts stand as they are, case and spaces included, as in the handwriting literature.
 

@@ -1,14 +1,14 @@
 """How labels and answers of word images are brought into one form before they are compared.
 
-| protocol | labels | answers | whose rule |
-|---|---|---|---|
-| `36` | digits and lower-case letters | the same | PARSeq, `charset_test` of 36 |
-| `62` | digits and letters | the same | PARSeq, 62 |
-| `94` | printable ASCII without the space | the same | PARSeq, 94 |
-| `standard` | as they stand | as they stand | mmocr's `exact`, docTR's raw match |
-| `literature` | lower case, then only `a-z 0-9 ^` and Chinese characters | the same | mmocr's `ignore_case_symbol`, quoted by papers |
-| `literature_ignore_case` | lower case | lower case | mmocr's `ignore_case`, docTR's caseless match |
-| `literature_openocr` | ASCII letters and digits, lower case | the same | OpenOCR with `is_filter` |
+| protocol | what is compared | whose rule |
+|---|---|---|
+| `36` | digits and lower-case letters | PARSeq, with a `charset_test` of 36 |
+| `62` | digits and letters | PARSeq, 62 |
+| `94` | printable ASCII without the space | PARSeq, 94 |
+| `standard` | the texts as they stand | mmocr's `exact`, docTR's raw match |
+| `literature` | lower case, of it `a-z`, `0-9`, `^` and Chinese characters | mmocr's `ignore_case_symbol` |
+| `literature_ignore_case` | lower case | mmocr's `ignore_case`, docTR's caseless match |
+| `literature_openocr` | ASCII letters and digits, in lower case | OpenOCR, with `is_filter` |
 
 `docs/protocols.md` has the rules in full. Which labels are left out is part of a protocol, too.
 """
