@@ -1,0 +1,283 @@
+"""A context pool on disk: parquet shards that are never changed, and a manifest that says which of them count.
+
+    FOLDER/manifest.json          the operations in force, in order, and the encoder that the keys belong to
+    FOLDER/shard-<hex>.parquet    entries: id, image, text, key, source, added_at, pixels
+    FOLDER/pool.lock              held while a process writes
+
+A pool is the fold of its operations, each of which takes entries out and brings the rows of some shards in. Writing
+means: take the lock, put new shards beside the old ones, replace the manifest by a rename. A process that is killed at
+any moment leaves the old manifest or the new one, either of them with all its shards. Readers need no lock.
+"""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+MANIFEST, LOCK = "manifest.json", "pool.lock"
+FORMAT = 1
+SHARD_ROWS = 10_000  # entries of a shard; a footer of this many is parsed in a millisecond
+GROUP_ROWS = 128  # entries that are read together when one image is asked for
+LOCK_SECONDS = 600.0
+MAX_MANIFEST = 2**28  # bytes
+MAX_WIDTH = 65_536
+SHARD_NAME = re.compile(r"shard-[0-9a-f]{32}\.parquet")
+HASH = re.compile(r"[0-9a-f]{16}")
+
+
+class ShardMissing(ValueError):
+    """A shard that the manifest names is not there: damage, or another process has rewritten the pool."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parquet file of entries.
+
+    Attributes:
+        file: its name inside the folder.
+        rows: how many entries it holds.
+        bytes: its size.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One change of a pool: the entries `removed` (ids) leave, then the rows of `shards` come in."""
+
+    id: str
+    at: str
+    shards: tuple[Shard, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+@dataclass
+class Manifest:
+    """What stands in manifest.json.
+
+    Attributes:
+        pool: names the pool across its copies and changes.
+        encoder: hash of the weights that made the keys; None where the encoder did not say.
+        probe: key of a fixed picture, by which encoders are compared that do not say their hash.
+        width: of the keys; None while there is none.
+        operations: in force, in order.
+    """
+
+    pool: str
+    encoder: str | None = None
+    probe: list[float] | None = None
+    width: int | None = None
+    operations: list[Operation] = field(default_factory=list)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Of all operations, in order."""
+        return [shard for operation in self.operations for shard in operation.shards]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder, None where it has none; ValueError where it is damaged or of a later format."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST:
+            raise ValueError(f"{path} is larger than {MAX_MANIFEST:,} bytes, which no pool writes; delete the folder.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or build the pool again.") from None
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"{path} was written by a later version of epigraph (format {version}); update epigraph.")
+    try:
+        operations = [
+            Operation(
+                str(item["id"]),
+                str(item["at"]),
+                tuple(Shard(str(s["file"]), int(s["rows"]), int(s["bytes"])) for s in item["shards"]),
+                tuple(str(name) for name in item["removed"]),
+            )
+            for item in content["operations"]
+        ]
+        probe, width = content["probe"], content["width"]
+        manifest = Manifest(
+            str(content["pool"]), content["encoder"], probe and [float(value) for value in probe], width, operations
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); restore it, or build the pool again.") from None
+    sound = width is None or (isinstance(width, int) and 0 < width <= MAX_WIDTH)
+    sound &= all(SHARD_NAME.fullmatch(shard.file) and 0 < shard.rows <= SHARD_ROWS for shard in manifest.shards)
+    sound &= all(HASH.fullmatch(name) for operation in operations for name in operation.removed)
+    if not sound or (manifest.shards and width is None):
+        raise ValueError(f"{path} is damaged (names or sizes that no pool has); restore it, or build the pool again.")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest):
+    """Put the manifest in the place of the former one, at once and for good."""
+    content = {"format": FORMAT, **asdict(manifest)}
+    unfinished = folder / f"{MANIFEST}.tmp"
+    with open(unfinished, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, folder / MANIFEST)
+    _sync_folder(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees when a process dies; TimeoutError after `LOCK_SECONDS`."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TimeoutError(
+            f"{folder} has been written by another process for {LOCK_SECONDS:.0f} seconds; try again when it is done."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def place(source: Path, folder: Path):
+    """Bring a finished shard into a folder; half of it is never there under its name."""
+    target = folder / source.name
+    if target.exists():
+        return
+    try:
+        os.link(source, target)  # shards never change, so that two folders may share one
+    except OSError:
+        unfinished = folder / f"{source.name}.tmp"
+        shutil.copyfile(source, unfinished)
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    _sync_folder(folder)
+
+
+def sweep(folder: Path, manifest: Manifest):
+    """Delete shards that no operation names any more, and what killed processes left. The lock must be held."""
+    wanted = {shard.file for shard in manifest.shards}
+    for path in folder.iterdir():
+        name = path.name.removesuffix(".tmp")
+        unfinished = name != path.name and (name == MANIFEST or SHARD_NAME.fullmatch(name))
+        if unfinished or (SHARD_NAME.fullmatch(path.name) and path.name not in wanted):
+            with suppress(OSError):  # what cannot be deleted is only in the way
+                os.unlink(path)
+
+
+def _sync_folder(folder: Path):
+    """Make renames survive a loss of power, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def shard_schema(width: int):
+    """Of the parquet files, as `datasets` reads them: images are shown as images."""
+    from datasets import Features, Image, List, Value
+
+    text = Value("string")
+    columns = {"id": text, "image": Image(), "text": text, "key": List(Value("float32"), length=width)}
+    return Features(columns | {"source": text, "added_at": text, "pixels": text}).arrow_schema
+
+
+def write_shard(folder: Path, rows: list[dict], keys: np.ndarray) -> Shard:
+    """Write entries as a new shard.
+
+    Args:
+        folder: where to.
+        rows: id, image (encoded bytes), text, source, added_at and pixels of each.
+        keys: (rows, width) float32.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = keys.shape[1]
+    columns = {name: [row[name] for row in rows] for name in ("id", "text", "source", "added_at", "pixels")}
+    columns["image"] = [{"bytes": row["image"], "path": None} for row in rows]
+    columns["key"] = pa.FixedSizeListArray.from_arrays(pa.array(keys.astype(np.float32).ravel()), width)
+    name = f"shard-{uuid.uuid4().hex}.parquet"
+    with open(folder / name, "wb") as file:
+        pq.write_table(
+            pa.table(columns, schema=shard_schema(width)),
+            file,
+            row_group_size=GROUP_ROWS,
+            compression="none",  # images are compressed, keys cannot be
+            use_dictionary=["source", "added_at"],
+            write_page_checksum=True,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    return Shard(name, len(rows), size)
+
+
+@contextmanager
+def _reading(path: Path):
+    """An open parquet file, whose every failure names it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except FileNotFoundError:
+        raise ShardMissing(f"{path} is missing, but the pool's manifest names it; restore it.") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} is damaged ({reason}); restore it, or build the pool again.") from None
+
+
+def read_shard(folder: Path, shard: Shard, width: int):
+    """A shard without its images: arrow table with id, text, source, added_at, pixels, and keys (rows, width).
+
+    Raises:
+        ShardMissing: it is not there.
+        ValueError: it is damaged or holds other than the manifest says; one sentence with its path.
+    """
+    path = folder / shard.file
+    with _reading(path) as file:
+        table = file.read(["id", "text", "key", "source", "added_at", "pixels"])
+        keys = table["key"].combine_chunks()
+        table = table.drop_columns("key").combine_chunks()
+    lacking = keys.null_count + sum(column.null_count for column in table.columns)
+    values = keys.flatten().to_numpy(zero_copy_only=False) if not lacking else np.empty(0, np.float32)
+    if table.num_rows != shard.rows or values.size != shard.rows * width:
+        raise ValueError(
+            f"{path} is damaged (its entries are not the {shard.rows} with keys of width {width} that the manifest "
+            "names); restore it, or build the pool again."
+        )
+    keys = values.astype(np.float32, copy=False).reshape(-1, width)
+    if not np.isfinite(keys).all():
+        raise ValueError(f"{path} is damaged (keys that are not finite); restore it, or build the pool again.")
+    return table, keys
+
+
+def read_images(folder: Path, shard: Shard, rows: list[int]) -> list[bytes]:
+    """The encoded images of some rows of a shard; raises as `read_shard` does."""
+    found = {}
+    with _reading(folder / shard.file) as file:
+        for group in sorted({row // GROUP_ROWS for row in rows}):
+            images = file.read_row_group(group, columns=["image"])["image"]
+            start = group * GROUP_ROWS
+            found |= {row: images[row - start].as_py()["bytes"] for row in rows if row // GROUP_ROWS == group}
+    return [found[row] for row in rows]
