@@ -164,18 +164,42 @@ def expand_path(path: str | Path) -> Path:
 def load_parquet(
     files: list[Path], path: Path, split: str | None, kind: str, needed: tuple[tuple[str, ...], ...]
 ) -> Dataset:
-    """Rows of parquet files, narrowed to `split`: their column `split`, or what their names begin with.
+    """Rows of parquet files, narrowed to `split`; see `parquet_selection` for arguments and what is raised."""
+    import datasets
+    import pyarrow
+
+    files, filters, _ = parquet_selection(files, path, split, kind, needed)
+    dataset = datasets.Dataset.from_parquet([str(file) for file in files], filters=filters or None)
+    if "id" not in dataset.column_names:
+        dataset = dataset.add_column("id", [str(index) for index in range(len(dataset))])
+    if "image" in dataset.column_names and not isinstance(dataset.features["image"], datasets.Image):
+        try:
+            dataset = dataset.cast_column("image", datasets.Image())
+        except pyarrow.ArrowException:
+            kind = getattr(dataset.features["image"], "dtype", "something else")
+            raise ValueError(
+                f"{path}: its column image holds {kind} and no image files; embed them as PNG, say."
+            ) from None
+    return dataset
+
+
+def parquet_selection(
+    files: list[Path], path: Path, split: str | None, kind: str, needed: tuple[tuple[str, ...], ...]
+) -> tuple[list[Path], list[tuple], set[str]]:
+    """Which files and rows make a split: its column `split`, or what the files' names begin with. Reads no rows.
 
     Args:
         files: `path` itself, or what was found below.
-        split: keep these rows only; None for all.
+        split: these rows only; None for all.
         kind: what the rows are, for messages.
         needed: columns that a file must have, of each group one.
+
+    Returns:
+        The files, the filters for `pyarrow`, and the names of the columns.
 
     Raises:
         ValueError: a file that is not parquet or does not fit, files of different columns, no rows, no such split.
     """
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
@@ -196,31 +220,19 @@ def load_parquet(
     if len(set(map(frozenset, columns.values()))) > 1:
         raise ValueError(f"{path}: its parquet files have different columns; name one of {listing(path)}.")
 
-    filters = None
-    if split is not None:
-        if "split" in columns[files[0]]:
-            splits = column_values(files, "split")
-            if split not in splits:
-                raise ValueError(f"{path}: no split '{split}'; there are {names_of(map(str, splits))}.")
-            filters = [("split", "==", split)]
-        else:
-            # The Hub's naming: train-00000-of-00002.parquet.
-            named = [file for file in files if re.fullmatch(rf"{re.escape(split)}(-.*)?", file.stem)]
-            if not named:
-                raise ValueError(f"{path}: no split '{split}'; the files are {names_of(file.name for file in files)}.")
-            files = named
-    dataset = datasets.Dataset.from_parquet([str(file) for file in files], filters=filters)
-    if "id" not in dataset.column_names:
-        dataset = dataset.add_column("id", [str(index) for index in range(len(dataset))])
-    if "image" in dataset.column_names and not isinstance(dataset.features["image"], datasets.Image):
-        try:
-            dataset = dataset.cast_column("image", datasets.Image())
-        except pyarrow.ArrowException:
-            kind = getattr(dataset.features["image"], "dtype", "something else")
-            raise ValueError(
-                f"{path}: its column image holds {kind} and no image files; embed them as PNG, say."
-            ) from None
-    return dataset
+    own = columns[files[0]]
+    if split is None:
+        return files, [], own
+    if "split" in own:
+        splits = column_values(files, "split")
+        if split not in splits:
+            raise ValueError(f"{path}: no split '{split}'; there are {names_of(map(str, splits))}.")
+        return files, [("split", "==", split)], own
+    # The Hub's naming: train-00000-of-00002.parquet.
+    named = [file for file in files if re.fullmatch(rf"{re.escape(split)}(-.*)?", file.stem)]
+    if not named:
+        raise ValueError(f"{path}: no split '{split}'; the files are {names_of(file.name for file in files)}.")
+    return named, [], own
 
 
 def column_values(files: list[Path], column: str) -> set:
@@ -297,7 +309,7 @@ def _caption_rows(files: list[Path], path: Path, report: LabelReport) -> Iterato
     for file in files:
         images, split = _images_of(file)
         names = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
-        for key, tokens in _caption_lines(_table_bytes(file), file, report):
+        for key, tokens in _caption_lines(table_bytes(file), file, report):
             image = _named_image(key, names, images, report)
             if image and _is_image(images / image, key, report):
                 yield {
@@ -358,7 +370,7 @@ def _without_suffix(key: str) -> str:
     return key.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else key
 
 
-def _table_bytes(file: Path) -> bytes:
+def table_bytes(file: Path) -> bytes:
     """A file of captions, bounded."""
     if file.stat().st_size > MAX_TABLE_BYTES:
         raise ValueError(f"{file}: larger than {MAX_TABLE_BYTES // 2**20} MB; divide the data into several folders.")
@@ -415,7 +427,7 @@ def _metadata_rows(tables: list[Path], path: Path, report: LabelReport) -> Itera
     for table in tables:
         root = table.parent.resolve()
         split = table.parent.relative_to(path).parts[0] if table.parent != path else None
-        for row in _table_rows(table):
+        for row in table_rows(table):
             report.labels += 1
             name, text = row.get("file_name"), row.get("text")
             if not isinstance(name, str) or not isinstance(text, str):
@@ -434,9 +446,10 @@ def _metadata_rows(tables: list[Path], path: Path, report: LabelReport) -> Itera
                 }
 
 
-def _table_rows(table: Path) -> Iterator[dict]:
+def table_rows(table: Path) -> Iterator[dict]:
+    """The rows of a `.csv` or `.jsonl` table; ValueError where it is damaged."""
     try:
-        text = _table_bytes(table).decode("utf-8-sig")
+        text = table_bytes(table).decode("utf-8-sig")
         if table.suffix == ".csv":
             yield from csv.DictReader(io.StringIO(text), strict=True)
         else:
