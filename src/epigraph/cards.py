@@ -91,6 +91,40 @@ sha256 of every shard):
 
 {licence}
 """
+POOL_CARD = """---
+{front}
+---
+# {title}
+
+{entries:,} word images with their texts: examples in context for E2STR, found by likeness to what is to be read.
+
+## Use
+
+```python
+from epigraph.context_pool import ContextPool
+
+pool = ContextPool.load("{repo}", encode)
+```
+
+`encode` must be the encoder of the model that the pool was made with (weights `{encoder}`, keys of width {width}); for
+another one, `ContextPool.load("{repo}").reencode(encode)`. The rows are a data set, too:
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("{repo}", split="train")
+```
+
+## Sources
+
+| source | entries |
+|---|---:|
+{sources}
+
+## Licence
+
+{licence}
+"""
 METRIC_NAMES = {
     "exprate": "ExpRate",
     "exprate_1": "≤ 1 error",
@@ -414,3 +448,35 @@ def dataset_card(manifest: dict, path: str = "FOLDER") -> str:
             "their own, which this folder does not restate."
         ),
     )  # fmt: skip
+
+
+def pool_card(
+    repo_id: str, license: str | None, sources: dict[str, int], width: int | None, encoder: str | None
+) -> str:
+    """The README.md of a context pool.
+
+    Args:
+        repo_id: `owner/name`.
+        license: of the images, as the Hub names licences; None where nobody said.
+        sources: how many entries came from where.
+        width: of the keys.
+        encoder: hash of the weights that made them.
+    """
+    data = DatasetCardData(
+        license=license,
+        pretty_name=repo_id.split("/")[-1],
+        task_categories=["image-to-text"],
+        tags=["epigraph", "context-pool", "ocr", "scene-text-recognition"],
+        configs=[{"config_name": "default", "data_files": "shard-*.parquet"}],
+    )
+    rows = "\n".join(f"| {name.replace('|', ' ') or 'not stated'} | {count:,} |" for name, count in sources.items())
+    return POOL_CARD.format(
+        front=data.to_yaml().rstrip(),
+        title=repo_id.split("/")[-1],
+        repo=repo_id,
+        entries=sum(sources.values()),
+        encoder=encoder or "of unknown hash",
+        width=width,
+        sources=rows,
+        licence=f"{license}." if license else "Not stated by whoever made it; the images have licences of their own.",
+    )

@@ -159,8 +159,10 @@ def place(source: Path, folder: Path):
     target = folder / source.name
     if target.exists():
         return
+    if not source.exists():
+        raise ShardMissing(f"{source} is missing, but the pool needs it; restore it, or load the pool again.")
     try:
-        os.link(source, target)  # shards never change, so that two folders may share one
+        os.link(source.resolve(), target)  # shards never change, so that two folders may share one
     except OSError:
         unfinished = folder / f"{source.name}.tmp"
         shutil.copyfile(source, unfinished)
@@ -247,10 +249,10 @@ def _reading(path: Path):
         raise ValueError(f"{path} is damaged ({reason}); restore it, or build the pool again.") from None
 
 
-def read_shard(folder: Path, shard: Shard, width: int):
+def read_shard(folder: Path, shard: Shard, width: int | None):
     """A shard without its images: arrow table with id, text, source, added_at, pixels, and keys (rows, width).
 
-    Raises:
+    `width` is what keys must have, None to take what there is. Raises:
         ShardMissing: it is not there.
         ValueError: it is damaged or holds other than the manifest says; one sentence with its path.
     """
@@ -259,6 +261,7 @@ def read_shard(folder: Path, shard: Shard, width: int):
         table = file.read(["id", "text", "key", "source", "added_at", "pixels"])
         keys = table["key"].combine_chunks()
         table = table.drop_columns("key").combine_chunks()
+    width = width or keys.type.list_size
     lacking = keys.null_count + sum(column.null_count for column in table.columns)
     values = keys.flatten().to_numpy(zero_copy_only=False) if not lacking else np.empty(0, np.float32)
     if table.num_rows != shard.rows or values.size != shard.rows * width:
@@ -281,3 +284,18 @@ def read_images(folder: Path, shard: Shard, rows: list[int]) -> list[bytes]:
             start = group * GROUP_ROWS
             found |= {row: images[row - start].as_py()["bytes"] for row in rows if row // GROUP_ROWS == group}
     return [found[row] for row in rows]
+
+
+def download(repo_id: str) -> Path:
+    """The folder that a pool of the Hub lies in."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repo_id, repo_type="dataset", allow_patterns=["manifest.json", "shard-*.parquet"])
+        )
+    except Exception as error:  # each version of huggingface_hub has the errors of another HTTP client
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FileNotFoundError(
+            f"there is no folder {repo_id}, and no such pool on the Hub could be reached ({reason}); save one there."
+        ) from error

@@ -1,0 +1,676 @@
+"""The in-context pool of E2STR: word images with their texts, found by likeness to what is to be read.
+
+    pool = ContextPool.from_folder("examples", encode)
+    pool.save("pool")
+    for example in pool.search([image], k=2)[0]:
+        print(example.text, example.similarity, example.source)
+
+`encode(images)` takes PIL images in RGB and returns keys (n, width) and latents (n, latents, width), as arrays or
+tensors. An attribute `encode.weights_sha256` (see `weights_hash`) binds a pool to these weights; without one the key of
+a fixed picture does. Keys are compared by their cosine. Images stay on disk until they are asked for, latents are
+computed on retrieval and kept while there is room.
+
+The same image with the same text is one entry, however often it is added. The same image with another text is refused
+unless it replaces the first: both would be equally near to every query, and teach it the opposite. A query never finds
+itself, that is entries with exactly its pixels. Domains are pools of their own, or sources of one.
+
+Changes reach the disk with `save`, which adds them to what other processes saved meanwhile.
+"""
+
+import logging
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .pool_encoder import Identity, LatentCache, weights_hash
+from .pool_entries import (
+    ENCODE_BATCH,
+    Entries,
+    Refused,
+    ShardWriter,
+    array,
+    check_text,
+    digest,
+    now,
+    open_crop,
+    pixels_hash,
+    stored_image,
+)
+from .pool_storage import (
+    Manifest,
+    Operation,
+    Shard,
+    ShardMissing,
+    download,
+    locked,
+    place,
+    read_images,
+    read_manifest,
+    read_shard,
+    sweep,
+    write_manifest,
+)
+
+logger = logging.getLogger(__name__)
+Encode = Callable[[list[Image.Image]], tuple]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An entry of a pool, as `search` found it.
+
+    Attributes:
+        id: 16 hexadecimal digits, made of the pixels and the text.
+        text: what is written in the image.
+        similarity: cosine between its key and the query's, -1..1; nan where nothing was compared.
+        source: where it came from, "" if nobody said.
+        added_at: when it was added, ISO 8601 in UTC.
+        latents: (latents, width) as `encode` gave them.
+        image: PIL image in RGB, read from disk when asked for.
+    """
+
+    id: str
+    text: str
+    similarity: float
+    source: str
+    added_at: str
+    latents: object = field(repr=False, compare=False)
+    _image: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """PIL image in RGB, read from disk."""
+        return self._image()
+
+
+@dataclass
+class Added:
+    """What became of what was to be added.
+
+    Attributes:
+        ids: of the new entries, in order.
+        duplicates: how many were in the pool already, image and text.
+        refused: what cannot be an entry, each with its name and the reason.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    duplicates: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+
+class ContextPool:
+    """Images, texts and keys that examples are found in; see the module's description.
+
+    Args:
+        encode: see there; None for a pool that is only looked at, changed by `remove`, or re-encoded.
+        cache_bytes: how much memory latents may take between searches.
+
+    Attributes:
+        path: folder that `save()` writes to; None before the first.
+        added: what the last `add`, `from_dataset` or `from_folder` took and refused.
+    """
+
+    def __init__(self, encode: Encode | None = None, cache_bytes: int = 2**28):
+        self.encode = encode
+        self.path: Path | None = None
+        self.added = Added()
+        self._name = uuid.uuid4().hex
+        self._identity = Identity.of(encode) if encode else None  # of the encoder of the keys that are held
+        self._saved: list[Operation] = []  # as the folder's manifest had them last
+        self._withdrawn: dict[str, Operation] = {}  # of those, what `save` will leave out
+        self._pending: list[Operation] = []  # what `save` will add
+        self._rewritten = False  # the first pending operation takes the place of all that were saved
+        self._entries = Entries()
+        self._folders: dict[str, Path] = {}  # of shards
+        self._staging = tempfile.TemporaryDirectory(prefix="epigraph-pool-")
+        self._latents = LatentCache(cache_bytes)
+        self._mutex = threading.RLock()
+
+    # ------------------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def from_dataset(cls, dataset: Iterable[dict], encode: Encode, source: str | None = None) -> "ContextPool":
+        """A pool of the rows of a data set, streamed or not, or of any other rows with `image` and `text`.
+
+        Args:
+            dataset: rows with `image` and `text`, and where known `id` and `source`.
+            encode: see the module.
+            source: of all rows, in place of their own.
+
+        What cannot be an entry is left out, counted in a warning and listed by name in `pool.added.refused`.
+
+        Raises:
+            ValueError: a row has no image or no text column.
+        """
+        columns = getattr(dataset, "column_names", None)
+        if columns and hasattr(dataset, "cast_column"):
+            import datasets
+
+            if "image" in columns and isinstance((dataset.features or {}).get("image"), datasets.Image):
+                dataset = dataset.cast_column("image", datasets.Image(decode=False))
+
+        def items():
+            total = len(dataset) if hasattr(dataset, "__len__") else None
+            for number, row in enumerate(tqdm(dataset, "encoding the pool", total, unit="image", disable=None)):
+                if missing := [name for name in ("image", "text") if name not in row]:
+                    raise ValueError(f"row {number} has no column {missing[0]!r}, only {', '.join(row)}; rename it.")
+                own = row.get("source") or ""
+                yield str(row.get("id") or f"row {number}"), row["image"], row["text"], source or own
+
+        pool = cls(encode)
+        pool._add(items(), skip=True)
+        if refused := pool.added.refused:
+            logger.warning(
+                "%d of %d images are not in the pool, the first because %s All stand in pool.added.refused.",
+                len(refused),
+                len(refused) + len(pool) + pool.added.duplicates,
+                refused[0].reason,
+            )
+        return pool
+
+    @classmethod
+    def from_folder(
+        cls, path: str | Path, encode: Encode, split: str | None = None, source: str | None = None
+    ) -> "ContextPool":
+        """A pool of word images on disk, in any layout that `epigraph.data.words.load_words` reads.
+
+        Args:
+            path: the file or folder.
+            encode: see the module.
+            split, source: keep only these rows.
+
+        What cannot be an entry is reported as `from_dataset` does.
+        """
+        from .data.words import load_words
+
+        return cls.from_dataset(load_words(path, split=split, source=source), encode)
+
+    @classmethod
+    def load(cls, path: str | Path, encode: Encode | None = None, cache_bytes: int = 2**28) -> "ContextPool":
+        """Open a pool that `save` wrote, or one on the Hub (`owner/name`).
+
+        Args:
+            path: the folder, or the repository.
+            encode: what made the keys; None for a pool to be looked at or re-encoded.
+            cache_bytes: how much memory latents may take between searches.
+
+        Raises:
+            FileNotFoundError: there is no pool.
+            ValueError: a damaged manifest or shard, by name, or keys of another encoder.
+        """
+        folder, bound = Path(path), True
+        if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")):
+            folder, bound = download(str(path)), False
+        if read_manifest(folder) is None:
+            raise FileNotFoundError(f"{path} holds no context pool (no manifest.json); name a folder that save wrote.")
+        pool = cls(encode, cache_bytes)
+        pool._open(folder)
+        pool.path = folder if bound else None
+        if not bound:  # a copy of its own: the cache of downloads is not to be written to
+            pool._pending, pool._saved = pool._saved, []
+        return pool
+
+    def _open(self, folder: Path):
+        """Take over what a folder holds; once more where a shard went away in between."""
+        for attempt in (1, 2, 3):
+            manifest = read_manifest(folder)
+            try:
+                self._check_encoder(manifest, folder)
+                self._read_shards(folder, manifest)
+                break
+            except ShardMissing:
+                if attempt == 3 or read_manifest(folder) == manifest:
+                    raise
+        self._name, self._saved = manifest.pool, manifest.operations
+        if manifest.width and self._identity is None:
+            self._identity = Identity(manifest.encoder, manifest.probe or [])
+        self._fold()
+
+    # ----------------------------------------------------------------------------------------------------- changing
+
+    def add(self, images: Sequence, texts: Sequence[str], source: str = "", replace: bool = False) -> Added:
+        """Add entries, all or none.
+
+        Args:
+            images: paths, bytes, PIL images or arrays of 8 bits.
+            texts: what is written in each; 1 to `MAX_TEXT` printable characters.
+            source: where they come from.
+            replace: where an image is in the pool with another text, put this one in its place.
+
+        Returns:
+            The new ids and how many were in the pool already.
+
+        Raises:
+            ValueError: an image that cannot be read, a text that cannot be one, an image that stands in the pool with
+                another text, or keys that are no keys; one sentence that names the image. Nothing was added then.
+        """
+        images, texts = list(images), [texts] if isinstance(texts, str) else list(texts)
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} images and {len(texts)} texts were given; each image needs one text.")
+
+        def name(number, image):
+            return str(image) if isinstance(image, (str, Path)) else f"image {number}"
+
+        items = [(name(n, image), image, text, source) for n, (image, text) in enumerate(zip(images, texts))]
+        return self._add(items, replace=replace)
+
+    def _add(self, items: Iterable[tuple], skip: bool = False, replace: bool = False) -> Added:
+        """Add (name, image, text, source); with `skip` what cannot be added is left out and reported."""
+        with self._mutex:
+            added, removed, fresh = Added(), [], {}
+            writer = self._writer(added.refused if skip else None)
+            at = now()
+            with writer:
+                for name, image, text, source in items:
+                    try:
+                        text = check_text(text, name)
+                        picture, stored = open_crop(image, name)
+                        pixels = pixels_hash(picture)
+                        new, gone = self._place_of(name, pixels, text, fresh, replace)
+                    except ValueError as error:
+                        if not skip:
+                            raise
+                        added.refused.append(Refused(name, str(error)))
+                        continue
+                    removed += gone
+                    if not new:
+                        added.duplicates += 1
+                        continue
+                    fresh[pixels] = text
+                    row = {"id": digest(pixels.encode(), text.encode())[:16], "image": stored, "text": text}
+                    row |= {"source": str(source), "added_at": at, "pixels": pixels}
+                    writer.put(row, name, picture)
+            added.ids = writer.ids
+            if writer.shards or removed:
+                self._commit(Operation(uuid.uuid4().hex, at, tuple(writer.shards), tuple(removed)))
+            self.added = added
+            return added
+
+    def _place_of(self, name: str, pixels: str, text: str, fresh: dict, replace: bool) -> tuple[bool, list[str]]:
+        """Whether an image is new here, and the ids of entries that it takes the place of."""
+        if pixels in fresh:
+            if fresh[pixels] != text:
+                raise ValueError(
+                    f"{name}: the same image is to be added as {fresh[pixels]!r} and as {text!r}; keep the right one."
+                )
+            return False, []
+        standing = self._entries.with_pixels(pixels)
+        others = [row for row in standing if self._entries.value(row, "text") != text]
+        if others and not replace:
+            raise ValueError(
+                f"{name}: the same image stands in the pool as {self._entries.value(others[0], 'text')!r} "
+                f"(id {self._entries.id(others[0])}), and is to be added as {text!r}; give replace=True to correct it."
+            )
+        return len(others) == len(standing), [self._entries.id(row) for row in others]
+
+    def _writer(self, refused: list | None, encode: Encode | None = None) -> ShardWriter:
+        if encode is None:
+            encode = self._encoding("add to it")
+        return ShardWriter(Path(self._staging.name), encode, self._entries.width, refused)
+
+    def remove(self, ids: str | Sequence[str]):
+        """Take entries out; KeyError where one is not in the pool, and none is taken out then."""
+        ids = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+        with self._mutex:
+            self._entries.rows(ids)
+            if ids:
+                self._commit(Operation(uuid.uuid4().hex, now(), (), tuple(ids)))
+
+    def undo(self) -> tuple[list[str], list[str]]:
+        """Withdraw the last operation in force, also one that was saved: (ids that left, ids that came back).
+
+        Raises:
+            ValueError: there is nothing to undo; `compact` and `reencode` begin a new history.
+        """
+        with self._mutex:
+            operations = self._operations()
+            if not operations or (self._rewritten and len(operations) == 1):
+                raise ValueError("there is nothing to undo: the pool has no operation since it was made or rewritten.")
+            before, last = self.ids, operations[-1]
+            if last in self._pending:
+                self._pending.remove(last)
+            else:
+                self._withdrawn[last.id] = last
+            self._fold()
+            after = self.ids
+            left, back = set(before) - set(after), set(after) - set(before)
+            return [name for name in before if name in left], [name for name in after if name in back]
+
+    def compact(self):
+        """Leave behind removed entries and make few large shards of many small ones; the history begins anew."""
+        with self._mutex:
+            self._rewrite(None)
+
+    def reencode(self, encode: Encode) -> "ContextPool":
+        """Make all keys anew with another encoder, which the pool is bound to from then on; returns the pool.
+
+        Nothing changes on disk before `save`.
+        """
+        with self._mutex:
+            self._rewrite(encode)
+        return self
+
+    def _rewrite(self, encode: Encode | None):
+        entries, rows = self._entries, np.flatnonzero(self._entries.alive)
+        shards = self._copied(self._rows_of(entries, rows), encode, len(rows))
+        if encode is not None:
+            self.encode, self._entries = encode, Entries()
+            self._latents.clear()
+            self._identity = Identity.of(encode)
+        self._withdrawn |= {operation.id: operation for operation in self._saved}
+        self._pending = [Operation(uuid.uuid4().hex, now(), tuple(shards))]
+        self._rewritten = True
+        if encode is None:
+            self._entries = Entries()
+        self._read_shards(Path(self._staging.name), Manifest("", operations=self._pending))
+        self._fold()
+
+    def _copied(self, rows: Iterable[tuple[dict, np.ndarray]], encode: Encode | None, total: int) -> list[Shard]:
+        """Entries in new shards, with their keys or with those of another encoder."""
+        writer = ShardWriter(Path(self._staging.name), encode, None, None)
+        with writer:
+            for row, key in tqdm(rows, "rewriting the pool", total, unit="image", disable=None if encode else True):
+                if encode is None:
+                    writer.put_key(row, key)
+                else:
+                    writer.put(row, f"entry {row['id']}", stored_image(row["image"], row["id"]))
+        return writer.shards
+
+    def _rows_of(self, entries: Entries, rows: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+        """Whole entries, images included, a hundred at a time."""
+        for start in range(0, len(rows), 128):
+            some = [int(row) for row in rows[start : start + 128]]
+            for row, image, key in zip(some, self._stored(entries, some), entries.index.keys(some)):
+                columns = ("text", "source", "added_at", "pixels")
+                yield {"id": entries.id(row), "image": image} | {c: entries.value(row, c) for c in columns}, key
+
+    # ---------------------------------------------------------------------------------------------------- searching
+
+    def search(
+        self, images: Sequence, k: int = 2, keys: np.ndarray | None = None, source: str | None = None
+    ) -> list[list[Example]]:
+        """The entries most like each image, most similar first.
+
+        Args:
+            images: the queries: paths, bytes, PIL images or arrays of 8 bits. Entries with the same pixels are not
+                found.
+            k: how many for each; fewer are found where the pool has fewer.
+            keys: (queries, width) of the images, where they are known; they are encoded otherwise.
+            source: only entries that came from there.
+
+        Returns:
+            A list of examples for each image; empty lists from an empty pool.
+
+        Raises:
+            ValueError: an image that cannot be read, keys of another width or not finite, negative k.
+        """
+        if k < 0:
+            raise ValueError(f"k must be 0 or more, not {k}.")
+        pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(images)]
+        with self._mutex:
+            if not pictures or not k or not len(self):
+                return [[] for _ in pictures]
+            encode = self._encoding("search it")
+            if keys is None:
+                batches = range(0, len(pictures), ENCODE_BATCH)
+                keys = np.concatenate([array(encode(pictures[i : i + ENCODE_BATCH])[0]) for i in batches])
+            keys = array(keys)
+            for attempt in (1, 2):
+                try:
+                    return self._search(pictures, keys, k, source)
+                except ShardMissing:  # another process has rewritten the pool
+                    if attempt == 2 or self.path is None:
+                        raise
+                    self.refresh()
+
+    def _search(self, pictures: list, keys: np.ndarray, k: int, source: str | None) -> list[list[Example]]:
+        entries = self._entries
+        own = [entries.with_pixels(pixels_hash(p)) for p in pictures]
+        if len(keys) != len(pictures):
+            raise ValueError(f"{len(pictures)} images were given with {len(keys)} keys; each needs one.")
+        similarities, rows = entries.nearest(keys, k + max(map(len, own)), source)
+        found = []
+        for near, likes, excluded in zip(rows, similarities, own):
+            excluded = set(excluded)
+            kept = [(int(row), float(like)) for row, like in zip(near, likes) if row >= 0 and row not in excluded]
+            found.append(kept[:k])
+        latents = self._latents_of([row for kept in found for row, _ in kept])
+        return [[self._example(row, like, latents[row]) for row, like in kept] for kept in found]
+
+    def examples(self, ids: Sequence[str]) -> list[Example]:
+        """Entries by id, in this order, with latents; KeyError where one is not in the pool."""
+        with self._mutex:
+            rows = self._entries.rows(ids)
+            latents = self._latents_of(rows)
+            return [self._example(row, float("nan"), latents[row]) for row in rows]
+
+    def _example(self, row: int, similarity: float, latents) -> Example:
+        entries = self._entries
+        name = entries.id(row)
+        values = [entries.value(row, column) for column in ("text", "source", "added_at")]
+
+        def read():
+            with self._mutex:
+                try:
+                    return stored_image(self._stored(entries, [row])[0], name)
+                except ShardMissing:  # another process has rewritten the pool
+                    self.refresh()
+                    return stored_image(self._stored(self._entries, self._entries.rows([name]))[0], name)
+
+        return Example(name, values[0], similarity, values[1], values[2], latents, read)
+
+    def _latents_of(self, rows: list[int]) -> dict[int, object]:
+        """Latents by row: those that were kept, and the others computed now."""
+        entries = self._entries
+        found = {row: self._latents.get(int(entries.ids[row])) for row in dict.fromkeys(rows)}
+        absent = [row for row, latents in found.items() if latents is None]
+        encode = self._encoding("find examples in it") if absent else None
+        for start in range(0, len(absent), ENCODE_BATCH):
+            some = absent[start : start + ENCODE_BATCH]
+            images = [stored_image(b, entries.id(row)) for row, b in zip(some, self._stored(entries, some))]
+            for row, latents in zip(some, encode(images)[1]):
+                found[row] = self._latents.put(int(entries.ids[row]), latents)
+        return found
+
+    def _stored(self, entries: Entries, rows: list[int]) -> list[bytes]:
+        """Encoded images of rows, from the shards they lie in."""
+        by_shard, found = {}, {}
+        for row in rows:
+            by_shard.setdefault(entries.shard_of(row), []).append(row)
+        for (shard, start), some in by_shard.items():
+            images = read_images(self._folders[shard.file], shard, [row - start for row in some])
+            found |= dict(zip(some, images))
+        return [found[row] for row in rows]
+
+    # ------------------------------------------------------------------------------------------------------- saving
+
+    def save(self, path: str | Path | None = None, overwrite: bool = False):
+        """Write the pool to a folder, together with what other processes saved there meanwhile.
+
+        A process that is killed while it saves leaves the folder's former pool or the new one, whole.
+
+        Args:
+            path: the folder; by default the one that it was loaded from or saved to.
+            overwrite: take the place of another pool in this folder.
+
+        Raises:
+            ValueError: no folder is known, the folder holds another pool, or its pool was re-encoded meanwhile.
+            TimeoutError: another process held the folder for ten minutes.
+        """
+        with self._mutex:
+            folder = Path(path) if path is not None else self.path
+            if folder is None:
+                raise ValueError("the pool has no folder yet; name one: save(path).")
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder):
+                manifest = self._merged(folder, overwrite)
+                for shard in manifest.shards:
+                    place(self._folders.get(shard.file, folder) / shard.file, folder)
+                write_manifest(folder, manifest)
+                sweep(folder, manifest)
+            self.path, self._saved, self._pending = folder, manifest.operations, []
+            self._withdrawn, self._rewritten = {}, False
+            for shard in manifest.shards:
+                if self._folders.get(shard.file) == Path(self._staging.name):
+                    (Path(self._staging.name) / shard.file).unlink(missing_ok=True)
+            self._read_shards(folder, manifest)
+            self._fold()
+
+    def _merged(self, folder: Path, overwrite: bool) -> Manifest:
+        """The manifest that a folder gets: its own operations, those of others included, and then ours."""
+        standing = read_manifest(folder)
+        if standing and standing.pool != self._name:
+            if not overwrite:
+                raise ValueError(
+                    f"{folder} holds another pool; load that one to add to it, save elsewhere, or give overwrite=True."
+                )
+            standing = None
+        here = standing is not None and self.path is not None and folder.resolve() == self.path.resolve()
+        if standing is None:
+            operations = self._operations()
+        else:
+            if not self._rewritten:
+                self._check_encoder(standing, folder)
+            known = {operation.id for operation in standing.operations}
+            own = [o for o in (self._pending if here else self._operations()) if o.id not in known]
+            lost = [operation for name, operation in self._withdrawn.items() if name not in known and here]
+            if lost and self._rewritten:
+                raise ValueError(
+                    f"{folder} was rewritten or undone by another process meanwhile; load it and do the same again."
+                )
+            kept = [operation for operation in standing.operations if operation.id not in self._withdrawn]
+            if self._rewritten:
+                seen = {operation.id for operation in self._saved}
+                kept = [o if o.id in seen else self._with_our_keys(o, standing, folder) for o in kept]
+            base, rest = (own[:1], own[1:]) if self._rewritten else ([], own)
+            operations = [*base, *kept, *(self._without(operation) for operation in lost), *rest]
+        return self._manifest(operations)
+
+    def _without(self, operation: Operation) -> Operation:
+        """What undoes an operation that a compaction by another process has absorbed."""
+        ids = [name for shard in operation.shards for name in self._entries.ids_of(shard)]
+        return Operation(uuid.uuid4().hex, now(), (), tuple(ids))
+
+    def _with_our_keys(self, operation: Operation, standing: Manifest, folder: Path) -> Operation:
+        """An operation that was saved with the former encoder while this pool was re-encoded."""
+        if not operation.shards or self._identity.same(Identity(standing.encoder, standing.probe or [])):
+            return operation
+        others = Entries()
+        for shard in operation.shards:
+            others.append(shard, *read_shard(folder, shard, standing.width))
+            self._folders[shard.file] = folder
+        rows = np.arange(len(others.ids))
+        shards = self._copied(self._rows_of(others, rows), self.encode, len(rows))
+        for shard in shards:
+            self._folders[shard.file] = Path(self._staging.name)
+        return Operation(operation.id, operation.at, tuple(shards), operation.removed)
+
+    def refresh(self):
+        """Take over what other processes have saved to the pool's folder; own changes stay."""
+        with self._mutex:
+            if self.path is not None and not self._rewritten:
+                self._open(self.path)
+
+    def push_to_hub(self, repo_id: str, license: str | None = None, private: bool = False) -> str:
+        """Publish the pool as a data set, with a card, in one commit; the commit's URL. `load(repo_id)` opens it.
+
+        Removed entries and the history are left behind. Raises ConnectionError where the Hub refuses.
+        """
+        from .hub import commit, reaching
+
+        with self._mutex, tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            shards = self._copied(self._rows_of(self._entries, np.flatnonzero(self._entries.alive)), None, len(self))
+            for shard in shards:
+                place(Path(self._staging.name) / shard.file, folder)
+                (Path(self._staging.name) / shard.file).unlink()
+            operations = [Operation(uuid.uuid4().hex, now(), tuple(shards))] if shards else []
+            write_manifest(folder, self._manifest(operations))
+            (folder / "README.md").write_text(self.card(repo_id, license), encoding="utf-8")
+            files = {path.name: path for path in sorted(folder.iterdir())}
+            message = f"Context pool of {len(self)} entries"
+            return reaching(repo_id, lambda api: commit(api, repo_id, files, message, private, "dataset"))
+
+    def card(self, repo_id: str, license: str | None = None) -> str:
+        """The README.md of the pool's repository."""
+        from .cards import pool_card
+
+        return pool_card(
+            repo_id, license, self.sources(), self._entries.width, self._identity and self._identity.weights
+        )
+
+    # ------------------------------------------------------------------------------------------------ looking inside
+
+    def __len__(self) -> int:
+        return int(self._entries.alive.sum())
+
+    def __contains__(self, name: str) -> bool:
+        return self._entries.holds(name)
+
+    def __repr__(self) -> str:
+        unsaved = ", with changes to save" if self._pending or self._withdrawn else ""
+        return f"ContextPool({len(self):,} entries{f' of {self.path}' if self.path else ''}{unsaved})"
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all entries, in the order in which they came."""
+        return [self._entries.id(row) for row in np.flatnonzero(self._entries.alive)]
+
+    def sources(self) -> dict[str, int]:
+        """How many entries came from where."""
+        return self._entries.sources()
+
+    # ----------------------------------------------------------------------------------------------------- machinery
+
+    def _operations(self) -> list[Operation]:
+        first = 1 if self._rewritten else 0
+        kept = [operation for operation in self._saved if operation.id not in self._withdrawn]
+        return [*self._pending[:first], *kept, *self._pending[first:]]
+
+    def _manifest(self, operations: list[Operation]) -> Manifest:
+        identity = self._identity or Identity(None, [])
+        return Manifest(self._name, identity.weights, identity.probe, self._entries.width, operations)
+
+    def _commit(self, operation: Operation):
+        self._read_shards(Path(self._staging.name), Manifest("", width=None, operations=[operation]))
+        self._pending.append(operation)
+        self._fold()
+
+    def _read_shards(self, folder: Path, manifest: Manifest):
+        """Open the shards that are not open yet."""
+        absent = [shard for shard in manifest.shards if shard.file not in self._entries.shards]
+        width = manifest.width or self._entries.width
+        for shard in tqdm(absent, "opening the pool", unit="shard", disable=None if len(absent) > 20 else True):
+            self._entries.append(shard, *read_shard(folder, shard, width))
+        for shard in manifest.shards:
+            self._folders[shard.file] = folder
+
+    def _fold(self):
+        self._entries.fold(self._operations())
+
+    def _encoding(self, purpose: str) -> Encode:
+        if self.encode is None:
+            raise ValueError(f"the pool has no encode; load it with ContextPool.load(path, encode) to {purpose}.")
+        return self.encode
+
+    def _check_encoder(self, manifest: Manifest, folder: Path):
+        if (
+            self._identity
+            and manifest.width
+            and not self._identity.same(Identity(manifest.encoder, manifest.probe or []))
+        ):
+            raise ValueError(
+                f"the keys of {folder} were made by another encoder (weights {manifest.encoder or 'unknown'}, here "
+                f"{self._identity.weights or 'unknown'}); load it with the model it was made with, or make them anew: "
+                "pool = ContextPool.load(path).reencode(encode), then pool.save()."
+            )
+
+
+__all__ = ["Added", "ContextPool", "Example", "Refused", "weights_hash"]
