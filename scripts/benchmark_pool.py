@@ -4,10 +4,11 @@
     python scripts/benchmark_pool.py --entries 1000000 --widths 384 --json pool.json
 
 Every pool has random keys and one image that all entries share. It is written as shards, opened as any pool, and
-searched for 1 and for 32 queries at a time, k = 2. Times are CPU seconds of a process of its own for each pool, the
-best of three; memory is what that process holds after it has opened the pool, and at most. `ivf` is an inverted file of
-4 * sqrt(n) lists of which 16 are looked into, and the share of the exact search's results that it finds. Random keys
-have no clusters, so that this share is lower than that of real ones.
+searched for 1 and for 32 queries at a time, k = 2; with --in-memory keys only go into the index, without shards.
+Times are CPU seconds of a process of its own for each pool, the best of three; memory is what that process holds after
+it has opened the pool, and at most. With --ivf the same is asked of an inverted file of 4 * sqrt(n) lists, 16 of which
+are looked into, and how much it finds of what exact search finds. Random keys have no clusters, and are found worse
+than real ones.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from epigraph.context_pool import ContextPool
-from epigraph.pool_entries import open_crop
+from epigraph.pool_entries import KeyIndex, open_crop
 from epigraph.pool_storage import SHARD_ROWS, Manifest, Operation, write_manifest, write_shard
 
 QUERIES = 32
@@ -93,15 +94,31 @@ def measure(folder: Path, width: int, ivf: bool) -> dict[str, float]:
     found["examples_8_cold_cpu_seconds"] = seconds(lambda: pool.search(pictures, 2, keys=queries[:8]), 1)
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if ivf:
-        found |= inverted_file(pool, queries, width)
+        found |= inverted_file(pool._entries.index, queries, len(pool))
     return found
 
 
-def inverted_file(pool: ContextPool, queries: np.ndarray, width: int) -> dict[str, float]:
+def measure_keys(entries: int, width: int, ivf: bool) -> dict[str, float]:
+    """The index alone."""
     import faiss
 
-    blocks = [faiss.rev_swig_ptr(b.get_xb(), b.ntotal * width).reshape(-1, width) for b in pool._entries.index.blocks]
-    lists = int(4 * len(pool) ** 0.5)
+    faiss.omp_set_num_threads(1)
+    index, queries = KeyIndex(width), random_keys(QUERIES, width, 2**31)
+    before = resident()
+    for start in range(0, entries, SHARD_ROWS):
+        index.add(random_keys(min(SHARD_ROWS, entries - start), width, start))
+    found = {"keys_mib": resident() - before}
+    found["search_1_cpu_seconds"] = seconds(lambda: index.search(queries[:1], 2))
+    found[f"search_{QUERIES}_cpu_seconds"] = seconds(lambda: index.search(queries, 2))
+    return found | (inverted_file(index, queries, entries) if ivf else {})
+
+
+def inverted_file(keys: KeyIndex, queries: np.ndarray, entries: int) -> dict[str, float]:
+    import faiss
+
+    width = keys.width
+    blocks = [faiss.rev_swig_ptr(b.get_xb(), b.ntotal * width).reshape(-1, width) for b in keys.blocks]
+    lists = int(4 * entries**0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.nprobe = 5, 16
     start = time.process_time()
@@ -109,7 +126,7 @@ def inverted_file(pool: ContextPool, queries: np.ndarray, width: int) -> dict[st
     for block in blocks:
         index.add(block)
     built = time.process_time() - start
-    _, exact = pool._entries.nearest(queries, 2)
+    _, exact = keys.search(queries, 2)
     _, near = index.search(queries, 2)
     share = np.mean([len(set(a) & set(b)) / 2 for a, b in zip(exact, near)])
     times = seconds(lambda: index.search(queries[:1], 2))
@@ -120,21 +137,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], metavar="N")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 768], metavar="W")
+    parser.add_argument("--in-memory", action="store_true", help="the index of keys alone, without shards and images")
     parser.add_argument("--ivf", action="store_true", help="compare with an inverted file")
     parser.add_argument("--folder", help="where pools are written and deleted again (default: the system's)")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--measure", nargs=2, metavar=("POOL", "WIDTH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        folder, width = arguments.measure
-        print(json.dumps(measure(Path(folder), int(width), arguments.ivf)))
+        pool, width = arguments.measure
+        run, pool = (measure_keys, int(pool)) if arguments.in_memory else (measure, Path(pool))
+        print(json.dumps(run(pool, int(width), arguments.ivf)))
         return
     rows = []
     for entries in arguments.entries:
         for width in arguments.widths:
             with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-                write_pool(Path(name), entries, width)
-                command = [sys.executable, __file__, "--measure", name, str(width), *["--ivf"] * arguments.ivf]
+                if not arguments.in_memory:
+                    write_pool(Path(name), entries, width)
+                wanted = [*["--ivf"] * arguments.ivf, *["--in-memory"] * arguments.in_memory]
+                pool = str(entries) if arguments.in_memory else name
+                command = [sys.executable, __file__, "--measure", pool, str(width), *wanted]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             for what, value in json.loads(done.stdout.splitlines()[-1]).items():
                 unit = "MiB" if what.endswith("mib") else "" if what.endswith("found") else "s"

@@ -1,12 +1,6 @@
 """The in-context pool: what goes in, what is found, what stays on disk whatever happens."""
 
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +11,7 @@ from PIL import Image
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
-from epigraph import context_pool, pool_entries, pool_storage
+from epigraph import pool_entries
 from epigraph.context_pool import ContextPool, weights_hash
 
 WIDTH = 8
@@ -110,3 +104,252 @@ def test_save_and_load(tmp_path):
     expected, found = pool.search([picture(9)], k=3)[0], loaded.search([picture(9)], k=3)[0]
     assert expected == found
     assert not list((tmp_path / "pool").glob("*.tmp"))
+
+
+# ------------------------------------------------------------------------------------------------- what may be an entry
+
+
+def test_the_same_image_and_text_are_one_entry():
+    pool = pool_of(1, 2)
+    added = pool.add([picture(2), picture(3), picture(3)], ["word2", "word3", "word3"])
+    assert added.duplicates == 2 and len(added.ids) == 1 and sorted(texts(pool)) == ["word1", "word2", "word3"]
+
+
+def test_the_same_image_with_another_text_is_refused_or_replaces():
+    pool = pool_of(1, 2)
+    with pytest.raises(ValueError, match=r"image 1: the same image stands in the pool as 'word2' \(id \w{16}\)"):
+        pool.add([picture(3), picture(2)], ["word3", "other"])
+    assert texts(pool) == ["word1", "word2"], "nothing of a refused call is added"
+    with pytest.raises(ValueError, match="'a' and as 'b'"):
+        pool.add([picture(3), picture(3)], ["a", "b"], replace=True)
+    pool.add([picture(2)], ["other"], replace=True)
+    assert texts(pool) == ["word1", "other"]
+    pool.undo()
+    assert texts(pool) == ["word1", "word2"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("", "its text is ''"), ("  ", "its text is"), (None, "its text is None"), (7, "its text is 7")]
+    + [("x" * 49, "49 characters, and at most 48"), ("a\nb", "cannot be printed")],
+)
+def test_texts_that_cannot_be_one(text, message):
+    pool = pool_of(1)
+    with pytest.raises(ValueError, match=f"image 1: .*{message}"):
+        pool.add([picture(2), picture(3)], ["two", text])
+    assert len(pool) == 1
+    pool.add([picture(4)], ["x" * 48])
+    assert len(pool) == 2
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    broken = tmp_path / "broken.png"
+    picture(1).save(broken)
+    broken.write_bytes(broken.read_bytes()[:-60])
+    pool = pool_of(1)
+    for image, message in [
+        (broken, r"broken\.png: the image is damaged"),
+        (tmp_path / "absent.png", r"absent\.png: no such file"),
+        (b"no image", "image 0: not an image"),
+        (np.zeros((0, 5), np.uint8), "image 0: .*no image"),
+        (Image.new("RGB", (0, 5)), "image 0: 0 x 5 pixels"),
+        (Image.new("L", (4001, 1000)), "image 0: 4001 x 1000 pixels"),
+        (np.zeros((4, 4)), "image 0: an array of shape .* float64"),
+        (None, "image 0: there is no image"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pool.add([image], ["text"])
+        with pytest.raises(ValueError):
+            pool.search([image])
+    assert len(pool) == 1
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
+        pool.add([picture(2), picture(3)], ["two"])
+
+
+def test_every_mode_of_image_is_kept_as_it_is_seen(tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    images = {
+        "grey": Image.fromarray(grey),
+        "16 bit": Image.fromarray(grey.astype(np.uint16) * 257),
+        "palette": Image.fromarray(grey).convert("RGB").quantize(16),
+        "cmyk": picture(5).convert("CMYK"),
+        "alpha": Image.new("RGBA", (8, 4), (255, 0, 0, 0)),
+        "array": np.full((3, 5, 9), 7, np.uint8),
+        "jpeg": tmp_path / "photo.jpg",
+    }
+    picture(6, (40, 20)).save(images["jpeg"])
+    pool = ContextPool(Encoder())
+    pool.add(list(images.values()), list(images))
+    pool.save(tmp_path / "pool")
+    kept = {e.text: np.asarray(e.image) for e in ContextPool.load(tmp_path / "pool", Encoder()).examples(pool.ids)}
+    assert len(kept) == len(images) and all(image.shape[2] == 3 for image in kept.values())
+    assert np.array_equal(kept["grey"][..., 0], grey) and np.array_equal(kept["16 bit"][..., 0], grey)
+    assert (kept["alpha"] == 255).all(), "what is transparent is white"
+    assert np.array_equal(kept["jpeg"], np.asarray(Image.open(images["jpeg"])))
+    assert kept["array"].shape == (5, 9, 3)
+    for image, text in zip(images.values(), images):  # none of them finds itself
+        assert text not in [example.text for example in pool.search([image], k=10)[0]]
+
+
+def test_keys_that_are_none(tmp_path):
+    pool = pool_of(1, 2)
+    for seen, message in [
+        (lambda images: (np.full((len(images), WIDTH), np.nan), None), "image 0: its key is not finite"),
+        (lambda images: (np.zeros((len(images), WIDTH)), None), "image 0: its key is not finite or zero"),
+        (Encoder(width=5), r"shape \(1, 5\)"),
+        (lambda images: (np.ones((1 + len(images), WIDTH)), None), r"shape \(2, 8\) for 1 images"),
+    ]:
+        pool.encode = seen
+        with pytest.raises(ValueError, match=message):
+            pool.add([picture(3)], ["three"])
+    assert len(pool) == 2 and not list(Path(pool._staging.name).glob("*"))[1:]
+    for keys, message in [
+        (np.ones((1, 5)), r"shape \(1, 5\), those of the pool a width of 8"),
+        (np.full((1, WIDTH), np.inf), "query 0: its key is not finite"),
+        (np.ones((2, WIDTH)), "1 images were given with 2 keys"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pool.search([picture(3)], keys=keys)
+
+
+def test_a_data_set_is_taken_and_what_is_refused_is_reported(caplog):
+    import datasets
+
+    rows = {"image": [picture(n) for n in range(5)], "text": [f"word{n}" for n in range(5)]}
+    rows |= {"source": ["a", "a", "b", "b", "b"], "id": [f"crop-{n}" for n in range(5)]}
+    rows["text"][3] = ""
+    features = datasets.Features({n: datasets.Value("string") for n in ("text", "source", "id")})
+    features["image"] = datasets.Image()
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    with caplog.at_level(logging.WARNING):
+        pool = ContextPool.from_dataset(dataset, Encoder())
+    assert pool.sources() == {"a": 2, "b": 2} and texts(pool) == ["word0", "word1", "word2", "word4"]
+    assert [refused.name for refused in pool.added.refused] == ["crop-3"]
+    assert "1 of 5 images are not in the pool, the first because crop-3: its text" in caplog.text
+    streamed = ContextPool.from_dataset(dataset.to_iterable_dataset(), Encoder(), source="all")
+    assert streamed.ids == pool.ids and streamed.sources() == {"all": 4}
+    (examples,) = pool.search([picture(9)], k=5, source="b")
+    assert [example.source for example in examples] == ["b", "b"]
+    assert pool.search([picture(9)], source="nowhere") == [[]]
+    with pytest.raises(ValueError, match="row 0 has no column 'text', only image"):
+        ContextPool.from_dataset([{"image": picture(1)}], Encoder())
+
+
+# ---------------------------------------------------------------------------------------- removing, undoing, compacting
+
+
+def test_removed_entries_are_not_found_and_come_back_by_undo(tmp_path):
+    pool = pool_of(1, 2, 3)
+    pool.save(tmp_path)
+    first, second, _ = pool.ids
+    pool.remove([first, second])
+    assert texts(pool) == ["word3"] and first not in pool
+    assert [example.text for example in pool.search([picture(9)], k=5)[0]] == ["word3"]
+    with pytest.raises(KeyError, match=first):
+        pool.remove([pool.ids[0], first])
+    assert len(pool) == 1
+    pool.save()
+    loaded = ContextPool.load(tmp_path, Encoder())
+    assert texts(loaded) == ["word3"]
+    assert loaded.undo() == ([], [first, second]) and len(loaded) == 3
+    loaded.save()
+    again = ContextPool.load(tmp_path, Encoder())
+    assert sorted(texts(again)) == ["word1", "word2", "word3"]
+    assert len(again.undo()[0]) == 3 and len(again) == 0
+    with pytest.raises(ValueError, match="nothing to undo"):
+        again.undo()
+
+
+def test_what_was_removed_may_be_added_again():
+    pool = pool_of(1, 2)
+    pool.remove(pool.ids[0])
+    pool.add([picture(1)], ["word1"])
+    assert sorted(texts(pool)) == ["word1", "word2"]
+    pool.undo()
+    assert texts(pool) == ["word2"]
+    pool.undo()
+    assert sorted(texts(pool)) == ["word1", "word2"]
+
+
+def test_compacting_leaves_the_entries_and_drops_the_rest(tmp_path):
+    pool = ContextPool(Encoder())
+    for number in range(6):
+        pool.add([picture(number)], [f"word{number}"], source=f"s{number % 2}")
+    pool.save(tmp_path)
+    pool.remove(pool.ids[:2])
+    before = [(e.id, e.text, e.source, e.added_at, np.asarray(e.image).tolist()) for e in pool.examples(pool.ids)]
+    found = pool.search([picture(9)], k=4)
+    pool.compact()
+    with pytest.raises(ValueError, match="nothing to undo"):
+        pool.undo()
+    pool.save()
+    assert len(list(tmp_path.glob("shard-*.parquet"))) == 1
+    pool = ContextPool.load(tmp_path, Encoder())
+    assert before == [
+        (e.id, e.text, e.source, e.added_at, np.asarray(e.image).tolist()) for e in pool.examples(pool.ids)
+    ]
+    assert pool.search([picture(9)], k=4) == found
+
+
+def test_latents_are_computed_once_and_kept_within_bounds():
+    encode = Encoder(torch=True)
+    pool = ContextPool(encode, cache_bytes=3 * 2 * WIDTH * 4)
+    pool.add([picture(n) for n in range(6)], list("abcdef"))
+    encode.seen = 0
+    pool.search([picture(9)], k=2)
+    assert encode.seen == 3
+    found = pool.search([picture(9)], k=2)
+    assert encode.seen == 4, "only the query"
+    assert torch.is_tensor(found[0][0].latents) and found[0][0].latents.shape == (2, WIDTH)
+    pool.search([picture(9)], k=6)
+    assert len(pool._latents) == 3 and pool._latents.held == pool._latents.limit
+
+
+def test_more_keys_than_one_block_holds(monkeypatch):
+    monkeypatch.setattr(pool_entries, "BLOCK_ROWS", 7)
+    keys = np.random.default_rng(0).standard_normal((40, WIDTH)).astype(np.float32)
+    index = pool_entries.KeyIndex(WIDTH)
+    for start in range(0, 40, 9):
+        index.add(keys[start : start + 9])
+    queries, wanted = keys[:3] + 0.1, np.arange(40) % 3 > 0
+    for mask in (None, wanted, np.zeros(40, bool)):
+        products, rows = index.search(queries, 6, mask)
+        allowed = np.arange(40) if mask is None else np.flatnonzero(mask)
+        for query, found in zip(queries, rows):
+            best = allowed[np.argsort(-(keys[allowed] @ query), kind="stable")][:6]
+            assert found.tolist() == [*best.tolist(), *[-1] * (6 - len(best))]
+    np.testing.assert_array_equal(index.keys([0, 39, 7]), keys[[0, 39, 7]])
+
+
+# ---------------------------------------------------------------------------------------------------------- the encoder
+
+
+def test_a_pool_of_another_encoder_is_refused_and_encoded_anew(tmp_path):
+    pool_of(1, 2, encode=Encoder(0)).save(tmp_path / "unnamed")
+    pool_of(1, 2, encode=Encoder(0, name="aaa")).save(tmp_path / "named")
+    assert len(ContextPool.load(tmp_path / "named", Encoder(0))) == 2, "no hash, but the same keys"
+    for folder, other in [("unnamed", Encoder(1)), ("named", Encoder(0, name="bbb")), ("unnamed", Encoder(0, 12))]:
+        with pytest.raises(ValueError, match=r"made by another encoder .*reencode\(encode\)"):
+            ContextPool.load(tmp_path / folder, other)
+    pool = ContextPool.load(tmp_path / "named")
+    assert len(pool) == 2
+    with pytest.raises(ValueError, match="has no encode"):
+        pool.search([picture(3)])
+    other = Encoder(3, width=12, name="ccc")
+    pool.reencode(other)
+    assert len(ContextPool.load(tmp_path / "named", Encoder(0, name="aaa"))) == 2, "not before save"
+    pool.save()
+    pool = ContextPool.load(tmp_path / "named", other)
+    (found,) = pool.search([picture(3)])
+    fresh = pool_of(1, 2, encode=other)
+    assert [(e.text, e.similarity) for e in found] == [(e.text, e.similarity) for e in fresh.search([picture(3)])[0]]
+
+
+def test_the_hash_of_weights_sees_every_weight():
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    assert weights_hash(first) != weights_hash(second)
+    second.load_state_dict(first.state_dict())
+    assert weights_hash(first) == weights_hash(second) != weights_hash(first.bfloat16())
+    with torch.no_grad():
+        second.bias[1] += 1e-6
+    assert weights_hash(second) != weights_hash(torch.nn.Linear(3, 2))

@@ -6,8 +6,8 @@
         print(example.text, example.similarity, example.source)
 
 `encode(images)` takes PIL images in RGB and returns keys (n, width) and latents (n, latents, width), as arrays or
-tensors. An attribute `encode.weights_sha256` (see `weights_hash`) binds a pool to these weights; without one the key of
-a fixed picture does. Keys are compared by their cosine. Images stay on disk until they are asked for, latents are
+tensors. An attribute `encode.weights_sha256` (see `weights_hash`) binds a pool to these weights; without one the key
+of a fixed picture does. Keys are compared by their cosine. Images stay on disk until they are asked for, latents are
 computed on retrieval and kept while there is room.
 
 The same image with the same text is one entry, however often it is added. The same image with another text is refused
