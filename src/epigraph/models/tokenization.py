@@ -1,5 +1,6 @@
 """Tokenizers, built as plain `PreTrainedTokenizerFast` so that `AutoTokenizer` loads them without custom code."""
 
+import string
 from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
@@ -50,4 +51,40 @@ def latex_tokenizer(symbols: Sequence[str] = CROHME_SYMBOLS) -> PreTrainedTokeni
     )
 
 
-__all__ = ["CROHME_SYMBOLS", "SPECIAL_TOKENS", "latex_tokenizer"]
+# The field's 94: digits, letters and ASCII punctuation; and the space.
+CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " "
+PROMPT_TOKENS = ("<pad>", "<s>", "<eoc>", "<image>")
+
+
+def character_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters: ids 0 to 3 are `<pad>`, `<s>`, `<eoc>`, `<image>`, the characters follow.
+
+    There is no unknown token: a text that the alphabet cannot write is an error, not a silent loss.
+
+    Args:
+        characters: the alphabet, in the order of the ids; any script.
+
+    Raises:
+        ValueError: a character stands twice, or there is none.
+    """
+    if not characters or len(set(characters)) != len(characters):
+        twice = sorted({character for character in characters if characters.count(character) > 1})
+        raise ValueError(f"An alphabet needs characters, each of them once; twice stand {twice[:5]}.")
+    vocabulary = {token: index for index, token in enumerate((*PROMPT_TOKENS, *characters))}
+    tokenizer = Tokenizer(WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    pad, bos, eoc, image = PROMPT_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eoc,
+        additional_special_tokens=[image],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+__all__ = ["CHARACTERS", "CROHME_SYMBOLS", "PROMPT_TOKENS", "SPECIAL_TOKENS", "character_tokenizer", "latex_tokenizer"]
