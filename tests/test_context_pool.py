@@ -106,7 +106,7 @@ def test_save_and_load(tmp_path):
     assert not list((tmp_path / "pool").glob("*.tmp"))
 
 
-# ------------------------------------------------------------------------------------------------- what may be an entry
+# ------------------------------------------------------------------------------------------- what may be an entry
 
 
 def test_the_same_image_and_text_are_one_entry():
@@ -235,7 +235,7 @@ def test_a_data_set_is_taken_and_what_is_refused_is_reported(caplog):
         ContextPool.from_dataset([{"image": picture(1)}], Encoder())
 
 
-# ---------------------------------------------------------------------------------------- removing, undoing, compacting
+# ------------------------------------------------------------------------------------ removing, undoing, compacting
 
 
 def test_removed_entries_are_not_found_and_come_back_by_undo(tmp_path):
@@ -277,7 +277,11 @@ def test_compacting_leaves_the_entries_and_drops_the_rest(tmp_path):
         pool.add([picture(number)], [f"word{number}"], source=f"s{number % 2}")
     pool.save(tmp_path)
     pool.remove(pool.ids[:2])
-    before = [(e.id, e.text, e.source, e.added_at, np.asarray(e.image).tolist()) for e in pool.examples(pool.ids)]
+
+    def content(pool):
+        return [(e.id, e.text, e.source, e.added_at, e.image.tobytes()) for e in pool.examples(pool.ids)]
+
+    before = content(pool)
     found = pool.search([picture(9)], k=4)
     pool.compact()
     with pytest.raises(ValueError, match="nothing to undo"):
@@ -321,7 +325,7 @@ def test_more_keys_than_one_block_holds(monkeypatch):
     np.testing.assert_array_equal(index.keys([0, 39, 7]), keys[[0, 39, 7]])
 
 
-# ---------------------------------------------------------------------------------------------------------- the encoder
+# -------------------------------------------------------------------------------------------------- the encoder
 
 
 def test_a_pool_of_another_encoder_is_refused_and_encoded_anew(tmp_path):
@@ -353,3 +357,12 @@ def test_the_hash_of_weights_sees_every_weight():
     with torch.no_grad():
         second.bias[1] += 1e-6
     assert weights_hash(second) != weights_hash(torch.nn.Linear(3, 2))
+
+
+def test_a_folder_becomes_a_pool(tmp_path, caplog):
+    for number in range(3):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("file_name,text,source\n0.png,zero,a\n1.png,one,b\n2.png,zwei zwei,b\n")
+    pool = ContextPool.from_folder(tmp_path, Encoder())
+    assert texts(pool) == ["zero", "one", "zwei zwei"] and pool.sources() == {"a": 1, "b": 2}
+    assert ContextPool.from_folder(tmp_path, Encoder(), source="a").ids == pool.ids[:1]

@@ -22,7 +22,6 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +31,13 @@ from tqdm.auto import tqdm
 from .pool_encoder import Identity, LatentCache, weights_hash
 from .pool_entries import (
     ENCODE_BATCH,
+    Added,
     Entries,
+    Example,
     Refused,
     ShardWriter,
     array,
+    check_source,
     check_text,
     digest,
     now,
@@ -60,49 +62,6 @@ from .pool_storage import (
 
 logger = logging.getLogger(__name__)
 Encode = Callable[[list[Image.Image]], tuple]
-
-
-@dataclass(frozen=True)
-class Example:
-    """An entry of a pool, as `search` found it.
-
-    Attributes:
-        id: 16 hexadecimal digits, made of the pixels and the text.
-        text: what is written in the image.
-        similarity: cosine between its key and the query's, -1..1; nan where nothing was compared.
-        source: where it came from, "" if nobody said.
-        added_at: when it was added, ISO 8601 in UTC.
-        latents: (latents, width) as `encode` gave them.
-        image: PIL image in RGB, read from disk when asked for.
-    """
-
-    id: str
-    text: str
-    similarity: float
-    source: str
-    added_at: str
-    latents: object = field(repr=False, compare=False)
-    _image: Callable[[], Image.Image] = field(repr=False, compare=False)
-
-    @property
-    def image(self) -> Image.Image:
-        """PIL image in RGB, read from disk."""
-        return self._image()
-
-
-@dataclass
-class Added:
-    """What became of what was to be added.
-
-    Attributes:
-        ids: of the new entries, in order.
-        duplicates: how many were in the pool already, image and text.
-        refused: what cannot be an entry, each with its name and the reason.
-    """
-
-    ids: list[str] = field(default_factory=list)
-    duplicates: int = 0
-    refused: list[Refused] = field(default_factory=list)
 
 
 class ContextPool:
@@ -190,7 +149,7 @@ class ContextPool:
         """
         from .data.words import load_words
 
-        return cls.from_dataset(load_words(path, split=split, source=source), encode)
+        return cls.from_dataset(load_words(path, split, source, streaming=True), encode)
 
     @classmethod
     def load(cls, path: str | Path, encode: Encode | None = None, cache_bytes: int = 2**28) -> "ContextPool":
@@ -270,7 +229,7 @@ class ContextPool:
             with writer:
                 for name, image, text, source in items:
                     try:
-                        text = check_text(text, name)
+                        text, source = check_text(text, name), check_source(source, name)
                         picture, stored = open_crop(image, name)
                         pixels = pixels_hash(picture)
                         new, gone = self._place_of(name, pixels, text, fresh, replace)
@@ -285,7 +244,7 @@ class ContextPool:
                         continue
                     fresh[pixels] = text
                     row = {"id": digest(pixels.encode(), text.encode())[:16], "image": stored, "text": text}
-                    row |= {"source": str(source), "added_at": at, "pixels": pixels}
+                    row |= {"source": source, "added_at": at, "pixels": pixels}
                     writer.put(row, name, picture)
             added.ids = writer.ids
             if writer.shards or removed:
@@ -512,7 +471,8 @@ class ContextPool:
             with locked(folder):
                 manifest = self._merged(folder, overwrite)
                 for shard in manifest.shards:
-                    place(self._folders.get(shard.file, folder) / shard.file, folder)
+                    home = self._folders.get(shard.file, folder)
+                    place(home / shard.file, folder, link=home == Path(self._staging.name))
                 write_manifest(folder, manifest)
                 sweep(folder, manifest)
             self.path, self._saved, self._pending = folder, manifest.operations, []
@@ -589,7 +549,7 @@ class ContextPool:
             folder = Path(name)
             shards = self._copied(self._rows_of(self._entries, np.flatnonzero(self._entries.alive)), None, len(self))
             for shard in shards:
-                place(Path(self._staging.name) / shard.file, folder)
+                place(Path(self._staging.name) / shard.file, folder, link=True)
                 (Path(self._staging.name) / shard.file).unlink()
             operations = [Operation(uuid.uuid4().hex, now(), tuple(shards))] if shards else []
             write_manifest(folder, self._manifest(operations))

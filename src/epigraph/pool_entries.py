@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .inputs import to_image
-from .pool_storage import HASH, SHARD_ROWS, Operation, Shard, write_shard
+from .pool_storage import HASH, MAX_STRING, SHARD_ROWS, Operation, Shard, write_shard
 
 MAX_TEXT = 48  # characters; as many tokens as E2STR reads
 MAX_CROP_PIXELS = 4_000_000  # far more than a word needs
@@ -27,6 +27,49 @@ class Refused:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """An entry of a pool, as `search` found it.
+
+    Attributes:
+        id: 16 hexadecimal digits, made of the pixels and the text.
+        text: what is written in the image.
+        similarity: cosine between its key and the query's, -1..1; nan where nothing was compared.
+        source: where it came from, "" if nobody said.
+        added_at: when it was added, ISO 8601 in UTC.
+        latents: (latents, width) as `encode` gave them.
+        image: PIL image in RGB, read from disk when asked for.
+    """
+
+    id: str
+    text: str
+    similarity: float
+    source: str
+    added_at: str
+    latents: object = field(repr=False, compare=False)
+    _image: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """PIL image in RGB, read from disk."""
+        return self._image()
+
+
+@dataclass
+class Added:
+    """What became of what was to be added.
+
+    Attributes:
+        ids: of the new entries, in order.
+        duplicates: how many were in the pool already, image and text.
+        refused: what cannot be an entry, each with its name and the reason.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    duplicates: int = 0
+    refused: list[Refused] = field(default_factory=list)
 
 
 class KeyIndex:
@@ -309,6 +352,13 @@ def check_text(text, name: str) -> str:
     if not text.isprintable():
         raise ValueError(f"{name}: its text {text!r} has characters that cannot be printed; take them out.")
     return text
+
+
+def check_source(source, name: str) -> str:
+    """Where an entry comes from, "" where nobody says; ValueError naming the image where it is no such thing."""
+    if source is not None and (not isinstance(source, str) or len(source) > MAX_STRING):
+        raise ValueError(f"{name}: its source must be a string of at most {MAX_STRING:,} characters.")
+    return source or ""
 
 
 def open_crop(item, name: str) -> tuple[Image.Image, bytes]:

@@ -28,6 +28,7 @@ GROUP_ROWS = 128  # entries that are read together when one image is asked for
 LOCK_SECONDS = 600.0
 MAX_MANIFEST = 2**28  # bytes
 MAX_WIDTH = 65_536
+MAX_STRING = 1_000  # characters of a text or a source
 SHARD_NAME = re.compile(r"shard-[0-9a-f]{32}\.parquet")
 HASH = re.compile(r"[0-9a-f]{16}")
 
@@ -154,16 +155,22 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def place(source: Path, folder: Path):
-    """Bring a finished shard into a folder; half of it is never there under its name."""
+def place(source: Path, folder: Path, link: bool = False):
+    """Bring a finished shard into a folder; half of it is never there under its name.
+
+    With `link` the two may share one file, for shards that will not be needed at `source`.
+    """
     target = folder / source.name
     if target.exists():
         return
     if not source.exists():
         raise ShardMissing(f"{source} is missing, but the pool needs it; restore it, or load the pool again.")
-    try:
-        os.link(source.resolve(), target)  # shards never change, so that two folders may share one
-    except OSError:
+    linked = False
+    if link:
+        with suppress(OSError):  # of another disk, or one without links
+            os.link(source, target)
+            linked = True
+    if not linked:
         unfinished = folder / f"{source.name}.tmp"
         shutil.copyfile(source, unfinished)
         with open(unfinished, "rb+") as file:
@@ -244,7 +251,7 @@ def _reading(path: Path):
             yield file
     except FileNotFoundError:
         raise ShardMissing(f"{path} is missing, but the pool's manifest names it; restore it.") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, AttributeError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{path} is damaged ({reason}); restore it, or build the pool again.") from None
 
@@ -256,15 +263,20 @@ def read_shard(folder: Path, shard: Shard, width: int | None):
         ShardMissing: it is not there.
         ValueError: it is damaged or holds other than the manifest says; one sentence with its path.
     """
+    import pyarrow.compute as pc
+
     path = folder / shard.file
     with _reading(path) as file:
         table = file.read(["id", "text", "key", "source", "added_at", "pixels"])
         keys = table["key"].combine_chunks()
         table = table.drop_columns("key").combine_chunks()
-    width = width or keys.type.list_size
-    lacking = keys.null_count + sum(column.null_count for column in table.columns)
-    values = keys.flatten().to_numpy(zero_copy_only=False) if not lacking else np.empty(0, np.float32)
-    if table.num_rows != shard.rows or values.size != shard.rows * width:
+        width = width or keys.type.list_size
+        lacking = keys.null_count + sum(column.null_count for column in table.columns)
+        values = keys.flatten().to_numpy(zero_copy_only=False)
+        hashes = {"id": "^[0-9a-f]{16}$", "pixels": "^[0-9a-f]{32}$"}
+        sound = all(pc.all(pc.match_substring_regex(table[c], form)).as_py() for c, form in hashes.items())
+        sound &= all(pc.max(pc.utf8_length(table[c])).as_py() <= MAX_STRING for c in ("text", "source", "added_at"))
+    if lacking or not sound or table.num_rows != shard.rows or values.size != shard.rows * width:
         raise ValueError(
             f"{path} is damaged (its entries are not the {shard.rows} with keys of width {width} that the manifest "
             "names); restore it, or build the pool again."
