@@ -170,7 +170,7 @@ def test_every_mode_of_image_is_kept_as_it_is_seen(tmp_path):
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     images = {
         "grey": Image.fromarray(grey),
-        "16 bit": Image.fromarray(grey.astype(np.uint16) * 257),
+        "16 bit": Image.fromarray(grey[::-1].astype(np.uint16) * 257),
         "palette": Image.fromarray(grey).convert("RGB").quantize(16),
         "cmyk": picture(5).convert("CMYK"),
         "alpha": Image.new("RGBA", (8, 4), (255, 0, 0, 0)),
@@ -183,7 +183,7 @@ def test_every_mode_of_image_is_kept_as_it_is_seen(tmp_path):
     pool.save(tmp_path / "pool")
     kept = {e.text: np.asarray(e.image) for e in ContextPool.load(tmp_path / "pool", Encoder()).examples(pool.ids)}
     assert len(kept) == len(images) and all(image.shape[2] == 3 for image in kept.values())
-    assert np.array_equal(kept["grey"][..., 0], grey) and np.array_equal(kept["16 bit"][..., 0], grey)
+    assert np.array_equal(kept["grey"][..., 0], grey) and np.array_equal(kept["16 bit"][..., 0], grey[::-1])
     assert (kept["alpha"] == 255).all(), "what is transparent is white"
     assert np.array_equal(kept["jpeg"], np.asarray(Image.open(images["jpeg"])))
     assert kept["array"].shape == (5, 9, 3)
@@ -289,9 +289,7 @@ def test_compacting_leaves_the_entries_and_drops_the_rest(tmp_path):
     pool.save()
     assert len(list(tmp_path.glob("shard-*.parquet"))) == 1
     pool = ContextPool.load(tmp_path, Encoder())
-    assert before == [
-        (e.id, e.text, e.source, e.added_at, np.asarray(e.image).tolist()) for e in pool.examples(pool.ids)
-    ]
+    assert content(pool) == before
     assert pool.search([picture(9)], k=4) == found
 
 
@@ -366,3 +364,17 @@ def test_a_folder_becomes_a_pool(tmp_path, caplog):
     pool = ContextPool.from_folder(tmp_path, Encoder())
     assert texts(pool) == ["zero", "one", "zwei zwei"] and pool.sources() == {"a": 1, "b": 2}
     assert ContextPool.from_folder(tmp_path, Encoder(), source="a").ids == pool.ids[:1]
+
+
+def test_the_benchmark_measures_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    import benchmark_pool
+
+    monkeypatch.setattr(benchmark_pool, "SHARD_ROWS", 200)
+    benchmark_pool.write_pool(tmp_path, 500, 16)
+    assert len(list(tmp_path.glob("shard-*"))) == 3
+    on_disk = benchmark_pool.measure(tmp_path, 16, ivf=False)
+    in_memory = benchmark_pool.measure_keys(2000, 16, ivf=True)
+    assert {"open_mib", "search_1_cpu_seconds", "examples_8_cold_cpu_seconds", "peak_mib"} <= set(on_disk)
+    assert {"keys_mib", "search_32_cpu_seconds", "ivf_search_1_cpu_seconds"} <= set(in_memory)
+    assert 0 < in_memory["ivf_share_found"] <= 1 and on_disk["peak_mib"] > 10

@@ -233,6 +233,7 @@ def write_shard(folder: Path, rows: list[dict], keys: np.ndarray) -> Shard:
             compression="none",  # images are compressed, keys cannot be
             use_dictionary=["source", "added_at"],
             write_page_checksum=True,
+            write_statistics=False,  # the least and the greatest image of every group, which nobody asks for
         )
         file.flush()
         os.fsync(file.fileno())
