@@ -114,7 +114,7 @@ def find_leaks(
 
 
 def _hashed(rows: Dataset, kind: str, unread: list, progress: bool) -> tuple[list, np.ndarray, np.ndarray]:
-    """(id, text), hash and small grey picture (n, pixels) uint8, 288 bytes each, of the images that can be read."""
+    """(id, text), hash and small grey picture (n, 288) uint8 of the images that can be read."""
     from tqdm.auto import tqdm
 
     texts = iter(rows["text"]) if "text" in rows.column_names else itertools.repeat(None)
@@ -127,7 +127,7 @@ def _hashed(rows: Dataset, kind: str, unread: list, progress: bool) -> tuple[lis
         names.append((name, text))
         hashes.append(perceptual_hash(image))
         pictures.append(_grey(image, COMPARED).astype(np.uint8).ravel())
-    return names, np.array(hashes, np.uint64), np.array(pictures).reshape(len(names), -1)
+    return names, np.array(hashes, np.uint64), np.array(pictures)
 
 
 def _grey(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
