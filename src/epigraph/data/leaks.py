@@ -120,7 +120,7 @@ def _hashed(rows: Dataset, kind: str, unread: list, progress: bool) -> tuple[lis
     texts = iter(rows["text"]) if "text" in rows.column_names else itertools.repeat(None)
     names, hashes, pictures = [], [], []
     images = tqdm(open_images(rows), desc=f"Hashing {kind}", total=len(rows), unit=" images", disable=not progress)
-    for name, (shown, image), text in zip(rows["id"], images, texts):
+    for (shown, image), name, text in zip(images, rows["id"], texts):
         if isinstance(image, ValueError):
             unread.append((f"{kind} {name}", str(image).removeprefix(f"{shown}: ").rstrip(".")))
             continue
