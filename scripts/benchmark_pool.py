@@ -72,6 +72,8 @@ def write_pool(folder: Path, entries: int, width: int):
 def measure(folder: Path, width: int, ivf: bool) -> dict[str, float]:
     """In the process of one pool."""
     import faiss
+    import pyarrow.compute
+    import pyarrow.parquet  # noqa: F401 - so that opening is not charged for them
     import torch
 
     torch.set_num_threads(1)

@@ -317,17 +317,15 @@ class ContextPool:
         return self
 
     def _rewrite(self, encode: Encode | None):
-        entries, rows = self._entries, np.flatnonzero(self._entries.alive)
-        shards = self._copied(self._rows_of(entries, rows), encode, len(rows))
+        identity = self._identity if encode is None else Identity.of(encode)
+        rows = np.flatnonzero(self._entries.alive)
+        shards = self._copied(self._rows_of(self._entries, rows), encode, len(rows))
         if encode is not None:
-            self.encode, self._entries = encode, Entries()
+            self.encode, self._identity = encode, identity
             self._latents.clear()
-            self._identity = Identity.of(encode)
         self._withdrawn |= {operation.id: operation for operation in self._saved}
         self._pending = [Operation(uuid.uuid4().hex, now(), tuple(shards))]
-        self._rewritten = True
-        if encode is None:
-            self._entries = Entries()
+        self._rewritten, self._entries = True, Entries()
         self._read_shards(Path(self._staging.name), Manifest("", operations=self._pending))
         self._fold()
 

@@ -75,6 +75,9 @@ class Added:
 class KeyIndex:
     """Exact search by inner product: flat FAISS indices of 65,536 keys each.
 
+    An inverted file would be faster by two orders of magnitude and miss neighbours (`scripts/benchmark_pool.py --ivf`).
+    It pays where a search takes longer than reading the word does: from some millions of entries on.
+
     Args:
         width: of the keys.
     """
