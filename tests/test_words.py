@@ -77,6 +77,15 @@ def test_lmdb_comes_in_the_schema(tmp_path):
     assert load_words(folder / "data.mdb")["text"][:] == dataset["text"][:]
 
 
+def test_lock_files_are_no_data_bases(tmp_path):
+    folder = write_lmdb(tmp_path / "words", words(2))
+    (folder / "lock.mdb").write_bytes(bytes(8192))
+    assert len(load_words(folder)) == 2
+    (folder / "data.mdb").rename(tmp_path / "words.lmdb")
+    dataset = load_words(tmp_path / "words.lmdb")
+    assert set(dataset["source"]) == {"words"} and len(dataset) == 2
+
+
 def test_read_only_folders_are_read(tmp_path):
     folder = write_lmdb(tmp_path / "words", words(2))
     (folder / "data.mdb").chmod(0o444)
@@ -251,6 +260,11 @@ def test_parquet_streams_as_it_loads(tmp_path):
         assert loaded["text"][:] == [row["text"] for row in stream] == texts
         assert np.array_equal(np.asarray(stream[0]["image"]), np.asarray(loaded[0]["image"]))
         assert [row["id"] for row in stream] == loaded["id"][:]
+    load_words(path).to_parquet(tmp_path / "again.parquet")  # with images as `datasets` stores them
+    again = load_words(tmp_path / "again.parquet", streaming=True)
+    assert [(row["id"], row["text"], row["image"].size) for row in again] == [
+        (str(number), text, (40, 16)) for number, text in enumerate(["a", "B", "c d", "!"])
+    ]
     for streaming in (False, True):
         with pytest.raises(ValueError, match="no split 'val'; there are test, train"):
             load_words(path, "val", streaming=streaming)

@@ -83,7 +83,8 @@ class WordLMDB:
             raise LMDBError(f"{self.path}: not a readable LMDB ({error}).") from None
 
 
-# Of this process: path -> (state of the file, environment). LMDB forbids a second environment of one file.
+# Of this process: device and inode -> (state of the file, environment). LMDB forbids a second environment of one file,
+# whatever its path; and inodes of files that were deleted come again.
 _OPEN = {}
 
 
@@ -91,19 +92,19 @@ def _environment(path: Path):
     """The environment of a file, opened anew where the file is another by now."""
     import lmdb
 
-    key, state = str(path.resolve()), path.stat()
-    state = (state.st_ino, state.st_size, state.st_mtime_ns)
+    found = path.stat()
+    key, state = (found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns)
     if key in _OPEN and _OPEN[key][0] != state:
         _OPEN.pop(key)[1].close()
     if key not in _OPEN:
         if len(_OPEN) >= OPEN_AT_ONCE:
             _OPEN.pop(next(iter(_OPEN)))[1].close()
-        environment = lmdb.open(key, subdir=False, readonly=True, lock=False, create=False, readahead=False)
+        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False)
         # A page behind the end of a file that was cut off would end the process.
         needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        if needed > state[1]:
+        if needed > found.st_size:
             environment.close()
-            raise OSError(f"cut off: it should have {needed:,} bytes, but has {state[1]:,}")
+            raise OSError(f"cut off: it should have {needed:,} bytes, but has {found.st_size:,}")
         _OPEN[key] = state, environment
     return _OPEN[key][1]
 

@@ -111,7 +111,8 @@ def load_words(
         raise FileNotFoundError(f"{path}: no such file or folder; {path.parent} holds {listing(path.parent)}.")
     if files := files_below(path, ".parquet"):
         return (_stream_parquet if streaming else _parquet)(files, path, split, source)
-    if bases := files_below(path, ".mdb") or files_below(path, ".lmdb"):
+    bases = [file for suffix in (".mdb", ".lmdb") for file in files_below(path, suffix) if file.name != "lock.mdb"]
+    if bases:
         shards = _lmdb_shards(bases, path, split, source)
         rows = lmdb_rows
     elif tables := [path] if path.name in TABLES else sorted(file for name in TABLES for file in path.rglob(name)):
@@ -208,7 +209,7 @@ def training_labels(
     """
     report, labels, kept = WordReport(len(dataset)), [], []
     for number, (name, text) in enumerate(zip(dataset["id"], dataset["text"])):
-        label, reason = training_label(text, characters, max_length)
+        label, reason = training_label(text or "", characters, max_length)
         labels.append(label or "")
         if reason:
             report.left_out.append((name, reason))
