@@ -75,8 +75,8 @@ class Added:
 class KeyIndex:
     """Exact search by inner product: flat FAISS indices of 65,536 keys each.
 
-    An inverted file would be faster by two orders of magnitude and miss neighbours (`scripts/benchmark_pool.py --ivf`).
-    It pays where a search takes longer than reading the word does: from some millions of entries on.
+    An inverted file is faster and misses neighbours (`scripts/benchmark_pool.py --ivf` says how much of either). It
+    pays where searching all keys takes longer than reading the word, which a million of them do not.
 
     Args:
         width: of the keys.
