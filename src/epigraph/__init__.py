@@ -6,11 +6,14 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .models import MODELS
 from .models.configuration_comer import CoMERConfig
+from .models.configuration_e2str import E2STRConfig
 from .models.configuration_pixelvit import PixelViTConfig
 from .models.image_processing import TextImageProcessor
+from .models.image_processing_e2str import E2STRImageProcessor
 from .models.image_processing_pixelvit import PixelViTImageProcessor
 from .models.modeling_comer import CoMERForConditionalGeneration
 from .models.modeling_comer_encoder import CoMEREncoder
+from .models.modeling_e2str import E2STRForTextRecognition, E2STRModel
 from .models.modeling_pixelvit import (
     PixelViTBackbone,
     PixelViTForImageClassification,
@@ -20,6 +23,7 @@ from .models.modeling_pixelvit import (
 from .models.modeling_pixelvit_pretraining import PixelViTForPreTraining
 from .models.pixel_sets import pad_pixel_sets
 from .models.processing import TextProcessor
+from .models.processing_e2str import E2STRProcessor
 
 __version__ = "0.1.0"
 
@@ -39,6 +43,11 @@ __all__ = [
     "CoMERConfig",
     "CoMEREncoder",
     "CoMERForConditionalGeneration",
+    "E2STRConfig",
+    "E2STRForTextRecognition",
+    "E2STRImageProcessor",
+    "E2STRModel",
+    "E2STRProcessor",
     "FormulaReading",
     "FormulaRecognitionPipeline",
     "PixelViTBackbone",

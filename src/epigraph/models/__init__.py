@@ -1,11 +1,14 @@
 """Models, configurations and processors. `MODELS` is the one table of what the Auto classes give."""
 
 from .configuration_comer import CoMERConfig
+from .configuration_e2str import E2STRConfig
 from .configuration_pixelvit import PixelViTConfig
 from .image_processing import TextImageProcessor
+from .image_processing_e2str import E2STRImageProcessor
 from .image_processing_pixelvit import PixelViTImageProcessor
 from .modeling_comer import CoMERForConditionalGeneration
 from .modeling_comer_encoder import CoMEREncoder
+from .modeling_e2str import E2STRForTextRecognition, E2STRModel
 from .modeling_pixelvit import (
     PixelViTBackbone,
     PixelViTForImageClassification,
@@ -15,6 +18,7 @@ from .modeling_pixelvit import (
 from .modeling_pixelvit_pretraining import PixelViTForPreTraining
 from .pixel_sets import pad_pixel_sets
 from .processing import TextProcessor
+from .processing_e2str import E2STRProcessor
 
 # (config, {Auto class: model class}, image processor, processor or None where there is no text)
 MODELS = [
@@ -39,6 +43,15 @@ MODELS = [
         PixelViTImageProcessor,
         None,
     ),
+    (
+        E2STRConfig,
+        {
+            "AutoModel": E2STRForTextRecognition,
+            "AutoModelForTextRecognition": E2STRForTextRecognition,
+        },
+        E2STRImageProcessor,
+        E2STRProcessor,
+    ),
 ]
 
 __all__ = [
@@ -46,6 +59,11 @@ __all__ = [
     "CoMERConfig",
     "CoMEREncoder",
     "CoMERForConditionalGeneration",
+    "E2STRConfig",
+    "E2STRForTextRecognition",
+    "E2STRImageProcessor",
+    "E2STRModel",
+    "E2STRProcessor",
     "PixelViTBackbone",
     "PixelViTConfig",
     "PixelViTForImageClassification",
