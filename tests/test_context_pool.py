@@ -378,3 +378,34 @@ def test_the_benchmark_measures_what_it_says(tmp_path, monkeypatch):
     assert {"open_mib", "search_1_cpu_seconds", "examples_8_cold_cpu_seconds", "peak_mib"} <= set(on_disk)
     assert {"keys_mib", "search_32_cpu_seconds", "ivf_search_1_cpu_seconds"} <= set(in_memory)
     assert 0 < in_memory["ivf_share_found"] <= 1 and on_disk["peak_mib"] > 10
+
+
+def test_with_the_encoder_of_a_model(tmp_path):
+    from epigraph.models.configuration_e2str import E2STRConfig
+    from epigraph.models.modeling_e2str import E2STRModel
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = E2STRModel(E2STRConfig(vision_config=vision, resampler_config={"num_hidden_layers": 1})).eval()
+
+    @torch.no_grad()
+    def encode(images):
+        arrays = np.stack([np.asarray(image.resize((128, 32))) for image in images])
+        return model.encode(torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    encode.weights_sha256 = weights_hash(model.vision_model, model.resampler)
+    images = [picture(number, (50, 20)) for number in range(8)]
+    pool = ContextPool(encode)
+    pool.add(images, [f"word{number}" for number in range(8)])
+    pool.save(tmp_path)
+    keys, latents = encode(images)
+    best, expected = (keys @ keys.T).fill_diagonal_(-2).topk(2)
+    for found, values, numbers in zip(ContextPool.load(tmp_path, encode).search(images, k=2), best, expected):
+        assert [example.text for example in found] == [f"word{number}" for number in numbers.tolist()]
+        assert [example.similarity for example in found] == pytest.approx(values.tolist(), abs=1e-5)
+        torch.testing.assert_close(found[0].latents, latents[numbers[0]], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        model.resampler.norm.bias[0] += 1e-3
+    encode.weights_sha256 = weights_hash(model.vision_model, model.resampler)
+    with pytest.raises(ValueError, match="made by another encoder"):
+        ContextPool.load(tmp_path, encode)
