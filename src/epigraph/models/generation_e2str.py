@@ -2,8 +2,8 @@
 
 The official loop encodes all images of a prompt anew for every query and every beam, and projects them again at every
 token. Here the keys and values of a set of examples are computed once (`read_context`) and shared by all queries that
-use them; a query is encoded once; its keys and values for the cross-attention once; and beams are further queries of the
-same keys.
+use them; a query is encoded once; its keys and values for the cross-attention once; and beams are further queries of
+the same keys.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from .image_processing_pixelvit import PixelViTImageProcessor
 
 
 class E2STRImageProcessor(PixelViTImageProcessor):
-    """Word images as `pixel_values` (batch, 3, 32, 128): RGB, squashed to size bilinearly, scaled as CLIP's images are.
+    """Word images as `pixel_values` (batch, 3, 32, 128): RGB, squashed bilinearly, scaled as CLIP's images are.
 
     That is what in-context training and inference of the official code do; see `PixelViTImageProcessor` for what it
     takes and refuses.

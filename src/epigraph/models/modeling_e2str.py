@@ -1,10 +1,10 @@
 """E2STR: scene text read with examples in context (Zhao et al., CVPR 2024, arXiv 2311.13120).
 
-A ViT encodes each word image, a Perceiver resampler makes 64 latents of its tokens, and an OPT decoder reads a prompt of
-images and texts in turn: `<image>text<eoc><image>text<eoc><image>` - the last text is the answer. In front of each of
-its layers a gated cross-attention looks at the latents of the image that a token stands behind, and at no other; what one
-image teaches about another passes through the decoder's own attention. The architecture is OpenFlamingo's (Awadalla et
-al. 2023, arXiv 2308.01390). Written from the paper and from measurements of the published behaviour.
+A ViT encodes each word image, a Perceiver resampler makes 64 latents of its tokens, and an OPT decoder reads a prompt
+of images and texts in turn: `<image>text<eoc><image>text<eoc><image>` - the last text is the answer. In front of each
+of its layers a gated cross-attention looks at the latents of the image that a token stands behind, and at no other;
+what one image teaches about another passes through the decoder's own attention. The architecture is OpenFlamingo's
+(Awadalla et al. 2023, arXiv 2308.01390). Written from the paper and from measurements of the published behaviour.
 """
 
 from dataclasses import dataclass
@@ -128,8 +128,8 @@ class E2STRResampler(nn.Module):
 class E2STRMedia:
     """Which image each text position looks at, in a form that costs no more than that.
 
-    The official mask lets every position score the latents of all images and then forbids all but one image's. Here the
-    positions behind an image are its queries, and no score is computed in vain; the results are the same.
+    The official mask lets every position score the latents of all images and then forbids all but one image's. Here
+    the positions behind an image are its queries, and no score is computed in vain; the results are the same.
 
     Args:
         latents: (batch, images, latents, width).
@@ -289,7 +289,7 @@ class E2STRModel(E2STRPreTrainedModel):
         )
 
     def gather_latents(self, pixel_values, context_latents, latents) -> torch.Tensor | None:
-        """The latents of a prompt's images in order, of whichever of the three was given: (batch, images, n, width)."""
+        """The latents of a prompt's images in order, whichever of the three was given: (batch, images, n, width)."""
         if latents is None and pixel_values is not None:
             latents = self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, pixel_values.shape[:2])
         if context_latents is None:
