@@ -581,6 +581,17 @@ class ContextPool:
         """Of all entries, in the order in which they came."""
         return [self._entries.id(row) for row in np.flatnonzero(self._entries.alive)]
 
+    @property
+    def texts(self) -> list[str]:
+        """Of all entries, in the order of `ids`."""
+        return [self._entries.value(row, "text") for row in np.flatnonzero(self._entries.alive)]
+
+    def same(self, images: Sequence) -> list[list[str]]:
+        """For each image the ids of the entries with exactly its pixels, which a search for it does not find."""
+        pictures = (open_crop(image, f"image {number}")[0] for number, image in enumerate(images))
+        rows = (self._entries.with_pixels(pixels_hash(picture)) for picture in pictures)
+        return [[self._entries.id(row) for row in some] for some in rows]
+
     def sources(self) -> dict[str, int]:
         """How many entries came from where."""
         return self._entries.sources()

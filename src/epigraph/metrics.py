@@ -12,7 +12,7 @@ labels are left out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
@@ -21,6 +21,7 @@ from .data.protocols import DEFAULT_PROTOCOL, check_protocol, comparable_answer,
 
 LENGTH_BINS = (0, 1, 6, 11, 21, 31, 51)  # first length of each bin, in tokens
 DEPTH_BINS = (0, 1, 2, 3, 4)  # first depth of each bin, in nested brace pairs
+WORD_LENGTH_BINS = (0, 1, 4, 7, 11, 16, 26)  # first length of each bin, in characters
 
 
 def token_errors(prediction: str, reference: str) -> int:
@@ -112,7 +113,10 @@ def formula_breakdowns(predictions: Sequence[str], references: Sequence[str]) ->
     pairs = _pairs(predictions, references)
     lengths = [len(reference.split()) for _, reference in pairs]
     depths = [_brace_depth(reference) for _, reference in pairs]
-    return {"length": _by_bin(pairs, lengths, LENGTH_BINS), "depth": _by_bin(pairs, depths, DEPTH_BINS)}
+    return {
+        "length": _by_bin(pairs, lengths, LENGTH_BINS, formula_metrics),
+        "depth": _by_bin(pairs, depths, DEPTH_BINS, formula_metrics),
+    }
 
 
 def word_accuracy(predictions: Sequence[str], references: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> float:
@@ -147,18 +151,47 @@ def cer(predictions: Sequence[str], references: Sequence[str], protocol: str = "
     return sum(Levenshtein.distance(*pair) for pair in pairs) / max(1, sum(len(text) for _, text in pairs))
 
 
+WORD_METRICS = {"word_accuracy": word_accuracy, "ned": ned, "cer": cer}
+
+
 def word_metrics(
     predictions: Sequence[str], references: Sequence[str], protocol: str = DEFAULT_PROTOCOL
 ) -> dict[str, float]:
-    """``word_accuracy`` and ``ned`` of a whole set under one protocol.
+    """``word_accuracy``, ``ned`` and ``cer`` of a whole set under one protocol.
 
     Raises:
         ValueError: as in :func:`word_accuracy`.
     """
-    return {
-        "word_accuracy": word_accuracy(predictions, references, protocol),
-        "ned": ned(predictions, references, protocol),
-    }
+    return {metric: measure(predictions, references, protocol) for metric, measure in WORD_METRICS.items()}
+
+
+def word_breakdowns(
+    predictions: Sequence[str], references: Sequence[str], sources: Sequence[str], protocol: str = DEFAULT_PROTOCOL
+) -> dict[str, list[dict]]:
+    """The metrics of :func:`word_metrics` by length of the label and by source, over all splits.
+
+    Lengths are counted in characters of the label as the protocol compares it. Bins without a word that counts are
+    left out.
+
+    Returns:
+        ``{"length": [{"bin": "1-3", "n": 12, "word_accuracy": 0.5, ...}, ...], "source": [{"source": "svt", ...}]}``
+
+    Raises:
+        ValueError: no such protocol, the lists differ in length or are empty.
+    """
+    groups, pairs, lengths = {}, [], []
+    for pair, source in zip(_pairs(predictions, references), sources):
+        label, _ = comparable_label(pair[1], protocol)
+        if label is not None:
+            pairs.append(pair)
+            lengths.append(len(label))
+            groups.setdefault(source, []).append(pair)
+
+    def measure(predictions, references):
+        return word_metrics(predictions, references, protocol)
+
+    by_source = [{"source": source, "n": len(own), **measure(*zip(*own))} for source, own in groups.items()]
+    return {"length": _by_bin(pairs, lengths, WORD_LENGTH_BINS, measure), "source": by_source}
 
 
 def left_out(references: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> dict[str, int]:
@@ -186,8 +219,8 @@ def word_rows(
 
     Returns:
         ``{"metric", "value", "n", "source", "split", "protocol"}``, where ``n`` counts the words that the protocol
-        compares; with ``left_out``, their number by reason, where it leaves some out. A group of which nothing is left
-        has ``n`` 0 and ``value`` None.
+        compares; with ``left_out``, the number of others by reason, where it leaves some out; of ``cer`` also with
+        ``characters``, those of the labels. A group of which nothing is left has ``n`` 0 and ``value`` None.
 
     Raises:
         ValueError: no such protocol, the lists differ in length or are empty.
@@ -202,10 +235,12 @@ def word_rows(
     for (source, split), group in groups.items():
         dropped = left_out([reference for _, reference in group], protocol)
         count = len(group) - sum(dropped.values())
-        measured = word_metrics(*zip(*group), protocol) if count else {"word_accuracy": None, "ned": None}
+        measured = word_metrics(*zip(*group), protocol) if count else dict.fromkeys(WORD_METRICS)
+        characters = sum(len(comparable_label(reference, protocol)[0] or "") for _, reference in group)
         for metric, value in measured.items():
             row = {"metric": metric, "value": value, "n": count, "source": source, "split": split}
-            rows.append({**row, "protocol": protocol, **({"left_out": dropped} if dropped else {})})
+            row |= {"protocol": protocol, **({"left_out": dropped} if dropped else {})}
+            rows.append(row | ({"characters": characters} if metric == "cer" else {}))
     return rows
 
 
@@ -214,8 +249,8 @@ def averages(rows: Iterable[dict]) -> list[dict]:
 
     Returns:
         ``{"metric", "protocol", "sets", "n", "arithmetic", "weighted"}``: ``arithmetic`` is the plain mean of the sets
-        (most tables of papers), ``weighted`` the share of all words together (PARSeq's "combined"). Sets without a
-        word that counts enter neither.
+        (most tables of papers), ``weighted`` that of all words together (PARSeq's "combined"; of ``cer`` by
+        characters). Sets without a word that counts enter neither.
     """
     groups = {}
     for row in rows:
@@ -226,12 +261,17 @@ def averages(rows: Iterable[dict]) -> list[dict]:
             "metric": metric,
             "protocol": protocol,
             "sets": len(group),
-            "n": (total := sum(row["n"] for row in group)),
+            "n": sum(row["n"] for row in group),
             "arithmetic": sum(row["value"] for row in group) / len(group),
-            "weighted": sum(row["value"] * row["n"] for row in group) / total,
+            "weighted": _weighted(group),
         }
         for (metric, protocol), group in groups.items()
     ]
+
+
+def _weighted(rows: list[dict]) -> float:
+    weights = [row.get("characters", row["n"]) for row in rows]
+    return sum(row["value"] * weight for row, weight in zip(rows, weights)) / max(1, sum(weights))
 
 
 def _compared(predictions: Sequence[str], references: Sequence[str], protocol: str) -> list[tuple[str, str]]:
@@ -246,13 +286,13 @@ def _compared(predictions: Sequence[str], references: Sequence[str], protocol: s
     return pairs
 
 
-def _by_bin(pairs: list[tuple[str, str]], values: list[int], starts: tuple[int, ...]) -> list[dict]:
+def _by_bin(pairs: list[tuple[str, str]], values: list[int], starts: tuple[int, ...], measure: Callable) -> list[dict]:
     rows = []
     for start, stop in zip(starts, (*starts[1:], None)):
         inside = [pair for pair, value in zip(pairs, values) if value >= start and (stop is None or value < stop)]
         if inside:
             name = f"{start}+" if stop is None else str(start) if stop == start + 1 else f"{start}-{stop - 1}"
-            rows.append({"bin": name, "n": len(inside), **formula_metrics(*zip(*inside))})
+            rows.append({"bin": name, "n": len(inside), **measure(*zip(*inside))})
     return rows
 
 

@@ -58,6 +58,14 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
 
 
+def looks_same(one: Image.Image, other: Image.Image) -> bool:
+    """Whether `find_leaks` would report two images as a pair; images of one colour are like nothing."""
+    if (perceptual_hash(one) ^ perceptual_hash(other)).bit_count() > MAX_DISTANCE:
+        return False
+    pictures = (_standardised(_grey(image, COMPARED).astype(np.uint8).ravel()) for image in (one, other))
+    return float(np.dot(*pictures)) >= MIN_CORRELATION
+
+
 def find_near(train: np.ndarray, test: np.ndarray, max_distance: int = MAX_DISTANCE) -> Iterator[tuple[int, int, int]]:
     """Pairs of hashes that differ in few bits.
 
@@ -150,4 +158,4 @@ def _standardised(picture: np.ndarray) -> np.ndarray:
     return picture / max(float(np.linalg.norm(picture)), 1e-6)
 
 
-__all__ = ["Leak", "find_leaks", "find_near", "perceptual_hash"]
+__all__ = ["Leak", "find_leaks", "find_near", "looks_same", "perceptual_hash"]

@@ -106,11 +106,41 @@ def load_words(
         ValueError: an unset variable in `path`, an unknown layout, a damaged data base, no such split or source, no
             usable record.
     """
+    return _load(path, split, source, streaming)[0]
+
+
+def load_checked_words(
+    path: str | Path, split: str | None = None, source: str | None = None, limit: int | None = None
+) -> tuple[Dataset, WordReport]:
+    """`load_words`, with every image decoded once, and a report of what could not be used, whatever the layout.
+
+    Args:
+        path, split, source: as in `load_words`, which also says what is raised.
+        limit: look at so many of the rows only, the first; of LMDBs and tables what was left out still counts.
+
+    Raises:
+        ValueError: also where no row can be used.
+    """
+    dataset, report = _load(path, split, source, False)
+    if limit is not None:
+        dataset = dataset.select(range(min(len(dataset), limit)))
+    checked, found = check_images(dataset)
+    if not len(checked):
+        name, reason = (report.left_out + found.left_out)[0]
+        raise ValueError(f"{path}: no usable word in it; the first, {name}: {reason}.")
+    left_out = [*report.left_out, *found.left_out]
+    return checked, WordReport(len(checked) + len(left_out), left_out)
+
+
+def _load(
+    path: str | Path, split: str | None, source: str | None, streaming: bool
+) -> tuple[Dataset | IterableDataset, WordReport]:
+    """What `load_words` gives, and what it left out; nothing yet of parquet files and streams."""
     path = expand_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {path.parent} holds {listing(path.parent)}.")
     if files := files_below(path, ".parquet"):
-        return (_stream_parquet if streaming else _parquet)(files, path, split, source)
+        return (_stream_parquet if streaming else _parquet)(files, path, split, source), WordReport()
     bases = [file for suffix in (".mdb", ".lmdb") for file in files_below(path, suffix) if file.name != "lock.mdb"]
     if bases:
         shards = _lmdb_shards(bases, path, split, source)
@@ -124,7 +154,7 @@ def load_words(
             f"but it holds {listing(path)}."
         )
     if streaming:
-        return _stream(rows, shards)
+        return _stream(rows, shards), WordReport()
     dataset = _from_lmdb(shards) if rows is lmdb_rows else _in_memory(rows(shards))
     return _without_problems(dataset, path)
 
@@ -486,8 +516,8 @@ def _in_memory(rows: Iterator[dict]) -> Dataset:
     return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
-def _without_problems(dataset: Dataset, path: Path) -> Dataset:
-    """The usable rows, with the report of the others."""
+def _without_problems(dataset: Dataset, path: Path) -> tuple[Dataset, WordReport]:
+    """The usable rows, and the report of the others."""
     problems = dataset["problem"][:]
     bad = [number for number, problem in enumerate(problems) if problem]
     names = dataset.select(bad)["id"][:] if bad else []
@@ -499,7 +529,7 @@ def _without_problems(dataset: Dataset, path: Path) -> Dataset:
     if not len(dataset):
         raise ValueError(f"{path}: no usable word in it; the first, {names[0]}: {problems[bad[0]]}.")
     dataset.info.description = str(report)
-    return dataset
+    return dataset, report
 
 
 def _stream(rows, shards: list[dict]) -> IterableDataset:
@@ -533,6 +563,7 @@ __all__ = [
     "WordReport",
     "check_images",
     "keep_words",
+    "load_checked_words",
     "load_words",
     "open_word",
     "training_label",
