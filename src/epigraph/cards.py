@@ -135,6 +135,7 @@ METRIC_NAMES = {
     "accuracy": "accuracy",
     "accuracy_5": "accuracy (best 5)",
     "ned": "1-NED",
+    "cer": "CER",
     "psnr": "PSNR",
     "ssim": "SSIM",
 }
@@ -167,8 +168,10 @@ def read_results(path: str | Path) -> dict:
     return results
 
 
-def shown(metric: str, value: float) -> str:
-    """A value as tables show it: rates in per cent, PSNR in dB, SSIM as it is."""
+def shown(metric: str, value: float | None) -> str:
+    """A value as tables show it: rates in per cent, PSNR in dB, SSIM as it is, "" where nothing was measured."""
+    if value is None:
+        return ""
     if metric == "psnr":
         return f"{value:.2f} dB"
     return f"{value:.3f}" if metric == "ssim" else f"{100 * value:.2f} %"
@@ -178,18 +181,22 @@ def metrics_table(results: dict) -> str:
     """Markdown: a line per (source, split, variant, protocol), a column per metric, in the order of the results' rows.
 
     How images were changed before they were read stands in a column of its own, where any were, after the others;
-    so does, in front, which weights were measured, where rows say it.
+    so does, in front, which weights were measured, where rows say it; and what words were read with, where any were
+    read with examples.
     """
     rows = sorted(results["rows"], key=lambda row: bool(row.get("variant")))
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     names = {"source": "data", "split": "split", "variant": "images", "protocol": "protocol", "n": "n"}
     if not any(row.get("variant") for row in rows):
         names.pop("variant")
+    if any(row.get("pool_size") is not None for row in rows):
+        names |= {"context": "context", "k": "k", "pool_size": "pool", "pool_seed": "seed"}
     if any(row.get("weights") for row in rows):
         names = {"weights": "weights", **names}
     lines = {}
     for row in rows:
-        key = tuple(str(row.get(name) or ("as they are" if name == "variant" else "")) for name in names)
+        values = (row.get(name) if row.get(name) != "" else None for name in names)
+        key = tuple(("as they are" if n == "variant" else "") if v is None else str(v) for n, v in zip(names, values))
         lines.setdefault(key, {})[row["metric"]] = shown(row["metric"], row["value"])
     header = [*names.values(), *(METRIC_NAMES.get(metric, metric) for metric in metrics)]
     table = ["| " + " | ".join(header) + " |", "|" + "---|" * len(names) + "---:|" * len(metrics)]

@@ -1,6 +1,8 @@
 """The evaluation loop: data are read as `epigraph.read` reads them, the answers become metrics and a JSON of results.
 
 python scripts/evaluate.py --model checkpoints/comer-hme --data formulas.parquet --split test --output results.json
+
+What models that tell classes and models that read words need besides is in `classification` and `evaluation_words`.
 """
 
 import hashlib
@@ -16,24 +18,32 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin
 
-from .adapters import is_adapter
+from .adapters import base_of, is_adapter
 from .calibration import reliability
 from .cards import METRIC_NAMES, class_table, metrics_table, reliability_table, shown, weights_sha256
 from .classification import class_breakdown, classification_metrics, evaluate_classification, load_classifier
 from .data.latex import is_valid
+from .data.protocols import check_protocol
 from .data.variants import Variant, vary
 from .inputs import to_image
 from .metrics import formula_breakdowns, formula_metrics
-from .reading import FormulaReading, checkpoint_folder, load, load_config, read_all
+from .reading import TASKS_OF, checkpoint_folder, load, load_config, read_all
 from .training import changed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .reading import FormulaReading
+
 CLASSIFIERS = ("pixelvit",)  # types of models that are measured by classes
-# Of how formulas are read; they mean nothing to classifiers.
-OF_FORMULAS = ("variant", "num_beams", "max_length", "length_penalty", "search", "direction", "grammar")
-PROTOCOL = "standard"  # the one protocol of formulas; those of words (36, 62, 94) count characters
+# Settings that mean nothing to models of other kinds.
+OF_FORMULAS = ("variant", "max_length", "length_penalty", "search", "direction", "grammar")
+OF_READERS = ("num_beams",)
+OF_WORDS = ("context", "pool", "pool_split", "pool_source", "pool_size", "pool_seed", "k", "gate", "only_alnum",
+            "min_length", "labels")  # fmt: skip
+OF_POOLS = ("pool", "pool_split", "pool_source", "pool_size", "pool_seed", "k", "gate")
+PROTOCOL = "standard"  # the one protocol of formulas and classes; those of words count characters
+NUM_BEAMS = 10  # of formulas
 VERSIONS = ("epigraph", "torch", "transformers", "datasets")
 
 
@@ -45,14 +55,47 @@ class EvaluationArguments:
     data: str = field(metadata={"help": "Parquet file or folder in the package's schemas; ${VARIABLES} are expanded."})
     split: str | None = field(default=None, metadata={"help": "Only rows of this split."})
     source: str | None = field(default=None, metadata={"help": "Only rows of this source."})
-    task: Literal["maths", "ink", "classification"] | None = field(
+    task: Literal["maths", "ink", "word", "classification"] | None = field(
         default=None,
         metadata={
-            "help": "maths reads images and ink, ink only strokes; classification tells classes of images. By default "
-            "what the model does."
+            "help": "maths reads images and ink, ink only strokes; word reads images of words, classification tells "
+            "classes of images. By default what the model does."
         },
     )
-    protocol: Literal["standard"] = field(default=PROTOCOL, metadata={"help": "How answers are compared."})
+    protocol: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "How answers are compared. Of words one or several of 36 (default), 62, 94, standard, literature, "
+            "literature_ignore_case, literature_openocr; of all else standard."
+        },
+    )
+    context: Literal["none", "knn", "random", "wrong", "copy"] = field(
+        default="none",
+        metadata={
+            "help": "Examples that words are read with: none, the most similar ones, random ones, the most similar "
+            "ones with wrong texts; copy answers with the text of the most similar one."
+        },
+    )
+    pool: str | None = field(
+        default=None, metadata={"help": "Where examples come from: a saved pool, by folder or Hub id, or word data."}
+    )
+    pool_split: str | None = field(default=None, metadata={"help": "Of word data, only rows of this split."})
+    pool_source: str | None = field(default=None, metadata={"help": "Of word data, only rows of this source."})
+    pool_size: int | None = field(default=None, metadata={"help": "So many entries only, drawn by chance."})
+    pool_seed: int = field(default=0, metadata={"help": "Of all that is drawn by chance."})
+    k: int = field(default=2, metadata={"help": "Examples for each word."})
+    gate: float | None = field(
+        default=None, metadata={"help": "Use examples only where the reading without has a lower score, in 0..1."}
+    )
+    only_alnum: bool = field(
+        default=False, metadata={"help": "Only words whose labels are ASCII letters and digits (ICDAR 2013: 1015)."}
+    )
+    min_length: int = field(
+        default=1, metadata={"help": "Only words with so many characters (3 with --only_alnum, ICDAR 2013: 857)."}
+    )
+    labels: Literal["original", "cleansed"] | None = field(
+        default=None, metadata={"help": "Which labels of a benchmark the data have; only recorded."}
+    )
     variant: Variant | None = field(
         default=None, metadata={"help": "Read the images changed so; of ink, what is drawn of it."}
     )
@@ -61,7 +104,9 @@ class EvaluationArguments:
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for the results; replaced at once or not."})
     batch_size: int = field(default=8, metadata={"help": "Inputs that are read together; changes no result."})
-    num_beams: int = field(default=10, metadata={"help": "Width of the search."})
+    num_beams: int | None = field(
+        default=None, metadata={"help": f"Width of the search; by default {NUM_BEAMS}, of words what the model says."}
+    )
     max_length: int = field(default=200, metadata={"help": "Longest reading in tokens, start and stop included."})
     length_penalty: float = field(default=1.0, metadata={"help": "Power of the length that scores are divided by."})
     search: Literal["exact", "official"] = field(
@@ -77,6 +122,18 @@ class EvaluationArguments:
             raise ValueError(f"--limit must be at least 1, not {self.limit}.")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, not {self.batch_size}.")
+        for name in ("pool_size", "min_length", "k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}.")
+        if self.pool_seed < 0:
+            raise ValueError(f"--pool_seed must be 0 or more, not {self.pool_seed}.")
+        if self.context == "none" and (given := changed(self, OF_POOLS)):
+            raise ValueError(f"--{given[0]} is for reading with examples; add --context knn, or leave it out.")
+        if self.context != "none" and not self.pool:
+            raise ValueError(f"--context {self.context} needs a --pool: a saved pool, or words with their texts.")
+        if self.context == "copy" and (given := changed(self, ("k", "gate", "num_beams"))):
+            raise ValueError(f"--{given[0]} means nothing to --context copy, which reads nothing; leave it out.")
 
 
 def evaluate_formulas(
@@ -128,8 +185,15 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
     if arguments.output:
         _check_writable(Path(arguments.output))
     folder = checkpoint_folder(arguments.model)
-    measure = _measure_classes if _task(arguments, folder) == "classification" else _measure_formulas
-    rows, breakdowns = measure(arguments, folder)
+    task = _task(arguments, folder)
+    _check_settings(arguments, task)
+    if task == "word":
+        from .evaluation_words import measure_words
+
+        rows, breakdowns = measure_words(arguments, folder)
+    else:
+        measure = _measure_classes if task == "classification" else _measure_formulas
+        rows, breakdowns = measure(arguments, folder)
     return {
         "model": portable(arguments.model),
         "command": command,
@@ -142,10 +206,31 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
 
 
 def _task(arguments: EvaluationArguments, folder: Path) -> str | None:
-    """The task that was asked for, or classification where the model does nothing else."""
-    if arguments.task or is_adapter(folder):
+    """The task that was asked for, or what the model does: "word", "classification", or None for formulas."""
+    if arguments.task:
         return arguments.task
-    return "classification" if load_config(folder, arguments.model).model_type in CLASSIFIERS else None
+    if is_adapter(folder):
+        base = Path(base_of(folder)).expanduser()
+        if not (base / "config.json").is_file():  # on the Hub or nowhere, which `load` finds out
+            return None
+        folder = base
+    kind = load_config(folder, arguments.model).model_type
+    if kind in CLASSIFIERS:
+        return "classification"
+    return "word" if "word" in TASKS_OF.get(kind, ()) else None
+
+
+def _check_settings(arguments: EvaluationArguments, task: str | None):
+    """ValueError where a setting is for models of another kind."""
+    others = {"word": OF_FORMULAS, "classification": (*OF_FORMULAS, *OF_READERS, *OF_WORDS)}.get(task, OF_WORDS)
+    if given := changed(arguments, others):
+        kind = "formulas" if given[0] in OF_FORMULAS else "words" if given[0] in OF_WORDS else "formulas or words"
+        raise ValueError(f"--{given[0]} is for models that read {kind}; leave it out.")
+    for protocol in arguments.protocol or ():
+        if task == "word":
+            check_protocol(protocol)
+        elif protocol != PROTOCOL:
+            raise ValueError(f"--protocol {protocol} is for words; formulas and classes have '{PROTOCOL}' only.")
 
 
 def _measure_formulas(arguments: EvaluationArguments, folder: Path) -> tuple[list[dict], dict]:
@@ -163,7 +248,7 @@ def _measure_formulas(arguments: EvaluationArguments, folder: Path) -> tuple[lis
         variant=arguments.variant,
         batch_size=arguments.batch_size,
         progress=True,
-        num_beams=arguments.num_beams,
+        num_beams=arguments.num_beams or NUM_BEAMS,
         max_length=arguments.max_length,
         length_penalty=arguments.length_penalty,
         search=arguments.search,
@@ -180,8 +265,6 @@ def _measure_classes(arguments: EvaluationArguments, folder: Path) -> tuple[list
     """Rows and breakdowns of a classifier of images."""
     from .data.image_classes import load_images, with_classes
 
-    if given := changed(arguments, OF_FORMULAS):
-        raise ValueError(f"--{given[0]} is for models that read formulas; leave it out.")
     dataset = load_images(arguments.data, arguments.split, arguments.source, arguments.limit)
     model, processor = load_classifier(folder, arguments.device, arguments.dtype)
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
@@ -252,7 +335,7 @@ def _rows(dataset: "Dataset", answers: list, measure, arguments: EvaluationArgum
             "n": len(group),
             "source": source,
             "split": split,
-            "protocol": arguments.protocol,
+            "protocol": PROTOCOL,
             **({"variant": arguments.variant} if arguments.variant else {}),
         }
         for (source, split), group in groups.items()
@@ -260,7 +343,7 @@ def _rows(dataset: "Dataset", answers: list, measure, arguments: EvaluationArgum
     ]
 
 
-def _breakdowns(dataset: "Dataset", readings: list[FormulaReading], calibration: dict | None) -> dict:
+def _breakdowns(dataset: "Dataset", readings: list["FormulaReading"], calibration: dict | None) -> dict:
     """By length, depth and score; and what went wrong apart from misreading."""
     predictions = [reading.text for reading in readings]
     scored = [
@@ -341,7 +424,14 @@ def summary(results: dict) -> str:
     """The results as Markdown, for the terminal."""
     breakdowns = results["breakdowns"]
     lines = [metrics_table(results), ""]
-    lines += [class_table(results), ""] if "class" in breakdowns else _formula_tables(results)
+    if "class" in breakdowns:
+        lines += [class_table(results), ""]
+    elif "protocols" in breakdowns:
+        from .evaluation_words import summary_of_words
+
+        lines += summary_of_words(results)
+    else:
+        lines += _formula_tables(results)
     unreadable = breakdowns["unreadable"]
     if unreadable["first"]:
         lines.append(f"could not be read: {100 * unreadable['value']:.2f} %, first of all {unreadable['first'][0]}")

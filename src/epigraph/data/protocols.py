@@ -29,6 +29,16 @@ MAX_LABEL_LENGTH = 25  # characters; longer ones were left out of training and t
 TOO_LONG = f"longer than {MAX_LABEL_LENGTH} characters"
 EMPTY = "no character of the protocol"
 
+# The sub-sets in use of sets that have several, by the number of their words.
+SUBSETS = {
+    "ICDAR 2013": {
+        1095: "all words",
+        1015: "letters and digits only",
+        857: "letters and digits only, at least 3 characters",
+    },
+    "ICDAR 2015": {2077: "all words", 1811: "without other characters and the most slanted and curved"},
+}
+
 _UNSUPPORTED = {name: re.compile(f"[^{re.escape(charset)}]") for name, charset in CHARSETS.items()}
 # Written as mmocr writes it: inside the class the second and third `^` are the character itself, so that it is kept.
 _LITERATURE = re.compile("[^A-Z^a-z^0-9^\u4e00-\u9fa5]")
@@ -102,6 +112,16 @@ def comparable_label(text: str, protocol: str = DEFAULT_PROTOCOL) -> tuple[str |
     return label, None
 
 
+def benchmark_subset(source: str, words: int) -> str | None:
+    """Which of a set's sub-sets data are, by name and number: "ICDAR 2013, 857 words: ..."; None for other sets."""
+    name = re.sub("[^a-z0-9]", "", source.lower())
+    for year in ("13", "15"):
+        if name.startswith((f"icdar{year}", f"icdar20{year}", f"ic{year}")):
+            known = f"ICDAR 20{year}"
+            return f"{known}, {words} words: {SUBSETS[known].get(words, 'none of the sub-sets in use')}"
+    return None
+
+
 def check_protocol(protocol: str):
     """ValueError that names the protocols, where this is none of them."""
     if protocol not in PROTOCOLS:
@@ -114,6 +134,7 @@ __all__ = [
     "MAX_LABEL_LENGTH",
     "PROTOCOLS",
     "adapt",
+    "benchmark_subset",
     "check_protocol",
     "comparable_answer",
     "comparable_label",
