@@ -1,9 +1,10 @@
-"""Checkpoints of other code to epigraph model folders: CoMER's here, ViT's in conversion_vit.py.
+"""Checkpoints of other code to model folders: CoMER's here, others' in conversion_vit.py and conversion_e2str.py.
 
 python scripts/convert.py comer "lightning_logs/version_0/checkpoints/epoch=151.ckpt" comer-official
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -23,17 +24,38 @@ from .models.tokenization import SPECIAL_TOKENS
 from .training import save_atomically
 
 # Lightning up to 1.4 files the state of each callback under the callback's class.
-_HARMLESS_GLOBALS = ("pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.")
+_CALLBACKS = ("pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.")
+# What MMEngine and MAE file beside the weights: curves, and the arguments of the script.
+_RECORDS = {
+    "argparse.Namespace",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+}
 
 
 class ConversionError(ValueError):
     """A checkpoint that is not what the converter knows."""
 
 
+class _Record:
+    """Stands where a file has a record: takes what belongs to it, and keeps and does nothing."""
+
+    def __new__(cls, *args):
+        return super().__new__(cls)
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 def load_checkpoint(path: str | Path) -> dict:
     """What `torch.save` or safetensors wrote: tensors and plain values, never code.
 
-    Classes that name Lightning callbacks are read as empty stand-ins of the same name.
+    Lightning's callbacks, and arrays and records of numpy, MMEngine and argparse, are read as empty stand-ins.
 
     Returns:
         The dictionary of the file; of a safetensors file, its tensors under `state_dict`.
@@ -48,12 +70,14 @@ def load_checkpoint(path: str | Path) -> dict:
         if path.suffix == ".safetensors":
             return {"state_dict": load_file(path)}
         names = get_unsafe_globals_in_checkpoint(path)
-        if refused := sorted(name for name in names if not name.startswith(_HARMLESS_GLOBALS)):
+        if refused := sorted(name for name in names if not name.startswith(_CALLBACKS) and name not in _RECORDS):
             raise ConversionError(
                 f"{path} asks for {', '.join(refused[:3])}, which could run code: nothing was loaded; "
                 "save its tensors as safetensors where you trust it."
             )
-        with safe_globals([(type(name.rpartition(".")[2], (), {}), name) for name in names]):
+        # A callback's stand-in takes no arguments: its class would act on them.
+        bases = {name: (_Record,) if name in _RECORDS else () for name in names}
+        with safe_globals([(type(name.rpartition(".")[2], bases[name], {}), name) for name in names]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except ConversionError:
         raise
@@ -268,35 +292,59 @@ def convert_comer(
 
 def main(args: list[str] | None = None):
     """`epigraph convert` and scripts/convert.py."""
-    from .conversion_vit import convert_to_pixelvit, convert_to_vit  # they build on what is above
+    from .conversion_e2str import convert_e2str, convert_mae, convert_opt  # they build on what is above
+    from .conversion_vit import convert_to_pixelvit, convert_to_vit
 
-    converters = {"comer": convert_comer, "pixelvit": convert_to_pixelvit, "vit": convert_to_vit}
+    converters = {
+        "comer": convert_comer,
+        "e2str": convert_e2str,
+        "mae": convert_mae,
+        "opt": convert_opt,
+        "pixelvit": convert_to_pixelvit,
+        "vit": convert_to_vit,
+    }
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn a checkpoint of other code into a model folder. Files are read as data: nothing in them is "
         "ever run.\n\n"
         "  comer     official CoMER (.ckpt or .safetensors) to a folder for AutoModel and AutoProcessor\n"
+        "  e2str     official E2STR (.pth or .safetensors) to a folder for AutoModel and AutoProcessor\n"
+        "  mae       ViT pretrained as MAE (MAERec, Union14M) to an E2STR that starts with it as vision encoder\n"
+        "  opt       transformers' OPT (folder or Hub id) to an E2STR that starts with it as decoder\n"
         "  pixelvit  folder of transformers' ViT or ViTMAE with patch_size 1 to a folder of PixelViT\n"
         "  vit       folder of PixelViT to a folder of transformers' ViT or ViTMAE, which needs no epigraph",
     )
     parser.add_argument("method", metavar="METHOD", choices=converters, help=", ".join(converters))
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file or folder to read")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file, folder or Hub id to read")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="model folder to write; must not exist")
-    official = parser.add_argument_group("comer only")
-    official.add_argument(
-        "--hyper-parameters", metavar="FILE", help="JSON of the official hyper-parameters, where CHECKPOINT has none"
+    parser.add_argument(
+        "--hyper-parameters",
+        metavar="FILE",
+        help="comer: JSON of the official hyper-parameters, where CHECKPOINT has none. e2str, mae, opt: JSON of "
+        "E2STRConfig's fields that CHECKPOINT does not say",
     )
-    official.add_argument("--dictionary", metavar="FILE", help="its symbols, one a line (default: CROHME's 110)")
-    given = parser.parse_args(args)
-    files = {"hyper_parameters": given.hyper_parameters, "dictionary": given.dictionary}
-    files = {name: file for name, file in files.items() if file is not None}
-    if files and given.method != "comer":
-        parser.error(f"--{'/--'.join(files).replace('_', '-')} belongs to comer, not to {given.method}.")
+    parser.add_argument("--dictionary", metavar="FILE", help="comer: its symbols, one a line (default: CROHME's 110)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER_OR_ID",
+        help="e2str: the tokenizer it was trained with (default: facebook/opt-125m, from the Hub)",
+    )
+    parser.add_argument(
+        "--into", metavar="FOLDER", help="mae, opt: E2STR that gives all other parts (default: untrained ones)"
+    )
+    options = vars(parser.parse_args(args))
+    method, checkpoint, out_dir = (options.pop(name) for name in ("method", "checkpoint", "out_dir"))
+    options = {name: value for name, value in options.items() if value is not None}
+    takes = {name: inspect.signature(converter).parameters for name, converter in converters.items()}
+    for option in options:
+        if option not in takes[method]:
+            others = ", ".join(name for name in takes if option in takes[name])
+            parser.error(f"--{option.replace('_', '-')} belongs to {others}, not to {method}.")
     try:
-        converters[given.method](given.checkpoint, given.out_dir, **files)
+        converters[method](checkpoint, out_dir, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"convert: {error}")
     how = "AutoModel.from_pretrained and AutoProcessor.from_pretrained"
-    if given.method != "comer":
+    if method in ("pixelvit", "vit"):
         how = "the class that its config.json names under architectures"
-    print(f"{given.out_dir}: load it with {how}")
+    print(f"{out_dir}: load it with {how}")
