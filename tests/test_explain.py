@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 import epigraph
-from epigraph import reading, report
+from epigraph import reading, reading_formulas, report
 from epigraph.data.ink import read_ink, render
 from epigraph.models.processing import comer_processor
 from epigraph_cli import app
@@ -173,7 +173,7 @@ def test_read_explains_every_token(read, loaded, settings):
         assert result.attentions.shape == result.coverages.shape == (tokens, *result.attentions.shape[1:])
         assert result.attentions.dtype == np.float32
         height, width = result.attentions.shape[1:]
-        assert max(height, width) <= reading.MAP_SIDE
+        assert max(height, width) <= reading_formulas.MAP_SIDE
         assert height / width == pytest.approx(result.image.height / result.image.width, rel=0.05)
         assert result.attentions.sum((1, 2)) == pytest.approx(1, abs=1e-3)
         np.testing.assert_allclose(result.coverages, result.attentions.cumsum(0), atol=1e-5)
@@ -191,7 +191,7 @@ def test_read_explains_every_token(read, loaded, settings):
         **inputs, num_beams=2, max_length=10, return_dict_in_generate=True, output_attentions=True, **settings
     )
     size = (results[1].image.height, results[1].image.width)
-    (maps,) = processor.post_process_attention(output.cross_attentions, geometry, [size], max_side=reading.MAP_SIDE)
+    (maps,) = processor.post_process_attention(output.cross_attentions, geometry, [size], max_side=reading_formulas.MAP_SIDE)
     np.testing.assert_allclose(results[1].attentions, maps[: len(results[1].text.split())], atol=1e-6)
 
 
@@ -231,8 +231,8 @@ def test_ink_is_shown_as_strokes_on_paper_under_the_maps_of_its_drawing(read):
 
 
 def test_large_photographs_are_reduced_and_the_maps_with_them(read, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_SIDE", 500)
-    monkeypatch.setattr(reading, "PICTURE_SIDE", 110)
+    monkeypatch.setattr(reading_formulas, "MAX_SIDE", 500)
+    monkeypatch.setattr(reading_formulas, "PICTURE_SIDE", 110)
     large = render(WAVE, symbol_height=220, line_width=24, margin=90)
     assert 500 < max(large.size) <= 1000
     result, expected = read(large), read(large.reduce(2))
@@ -395,7 +395,7 @@ def test_pages_stay_small(read):
     photo = Image.effect_noise((2000, 1500), 60).convert("RGB")
     photo.paste(ImageOps.invert(render(WAVE, symbol_height=300, line_width=30)), (200, 300))
     result = read(photo, max_length=40)
-    assert result.error is None and max(result.image.size) <= reading.PICTURE_SIDE
+    assert result.error is None and max(result.image.size) <= reading_formulas.PICTURE_SIDE
     tokens = len(result.text.split())
     assert len(report.page([report.Example(result)], "model")) < 600_000 + 4_000 * tokens
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 import epigraph
-from epigraph import reading
+from epigraph import inputs, reading, reading_formulas
 from epigraph.data.ink import Ink, render
 from epigraph.models.modeling_comer import CoMERForConditionalGeneration
 
@@ -151,10 +151,10 @@ def test_one_ink_gives_one_answer_in_every_form(loaded, tmp_path):
 
     model, processor = loaded
     expected = epigraph.read(DOTTED, model, processor=processor, **FAST)
-    picture = np.asarray(reading.to_image(DOTTED, "ink"))
+    picture = np.asarray(inputs.to_image(DOTTED, "ink"))
     assert expected.error is None and expected.text and picture.max() == 255
     for form in forms:
-        assert np.array_equal(reading.to_image(form, "ink"), picture), form
+        assert np.array_equal(inputs.to_image(form, "ink"), picture), form
     results = epigraph.read(forms, model, processor=processor, batch_size=1, **FAST)
     assert {(result.error, result.text, result.score) for result in results} == {(None, expected.text, expected.score)}
 
@@ -266,14 +266,14 @@ def test_rotation_flag_of_photographs_is_honoured(read, drawing, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
     path = saved(drawing.transpose(Image.Transpose.ROTATE_90), tmp_path / "photo.png", exif=exif)
-    assert np.array_equal(reading.to_image(path, path), drawing)
+    assert np.array_equal(inputs.to_image(path, path), drawing)
     assert read(path).text == r"\sin x"
 
 
 def test_large_photographs_are_reduced_before_they_become_floats(loaded, monkeypatch):
     processor = loaded[1]
     large = render(WAVE, symbol_height=2000, line_width=60, max_side=9000)
-    expected = reading.prepare(large.reduce(2), processor, None, "small")[0]
+    expected = reading_formulas.prepare(large.reduce(2), processor, None, "small")[0]
     taken, call = [], type(processor).__call__
 
     def recording(self, images, **settings):
@@ -281,9 +281,9 @@ def test_large_photographs_are_reduced_before_they_become_floats(loaded, monkeyp
         return call(self, images, **settings)
 
     monkeypatch.setattr(type(processor), "__call__", recording)
-    assert max(large.size) > reading.MAX_SIDE
-    assert torch.equal(reading.prepare(large, processor, None, "large")[0], expected)
-    assert max(taken[0].size) <= reading.MAX_SIDE
+    assert max(large.size) > reading_formulas.MAX_SIDE
+    assert torch.equal(reading_formulas.prepare(large, processor, None, "large")[0], expected)
+    assert max(taken[0].size) <= reading_formulas.MAX_SIDE
 
 
 def test_empty_list_is_an_empty_list(read):

@@ -37,7 +37,8 @@ for _config, _classes, _image_processor, _processor in MODELS:
 
 # They need the classes registered above.
 from .pipelines import FormulaRecognitionPipeline  # noqa: E402
-from .reading import FormulaReading, read  # noqa: E402
+from .reading import FormulaReading, WordReading, read  # noqa: E402
+from .reading_words import encoder  # noqa: E402
 
 __all__ = [
     "CoMERConfig",
@@ -59,6 +60,8 @@ __all__ = [
     "PixelViTModel",
     "TextImageProcessor",
     "TextProcessor",
+    "WordReading",
+    "encoder",
     "pad_pixel_sets",
     "read",
 ]

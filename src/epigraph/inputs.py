@@ -134,6 +134,17 @@ def is_channel_first(image) -> bool:
     return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 2, 3, 4)
 
 
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """An array that `to_image` gave as a picture: channels first or last, of any range."""
+    if is_channel_first(pixels):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.dtype != np.uint8:
+        high = 65535 if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and pixels.max() > 255) else 255
+        pixels = np.asarray(pixels, np.float32) / (1 if pixels.max() <= 1 else high)
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
 def height_and_width(image) -> tuple[int, int]:
     """Of a PIL image, or of an array that is not channel-first."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
@@ -162,5 +173,6 @@ __all__ = [
     "is_channel_first",
     "name_of",
     "open_input",
+    "picture_of",
     "to_image",
 ]

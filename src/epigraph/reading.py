@@ -1,117 +1,61 @@
 """Reading: files, images, ink or bytes become text by one road, which the pipeline, the command and evaluation share.
 
-Ink is rendered to an image; the image goes through the processor, `model.generate` and the tokenizer. A bad input
-never stops the others: its result carries a sentence in `error`.
+What a task does with its inputs stands in `reading_formulas` and `reading_words`; here are the checkpoints, and what
+all tasks have in common. A bad input never stops the others: its result carries a sentence in `error`.
 """
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image, ImageFilter, ImageOps
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from .adapters import base_of, base_weights, is_adapter, merge_adapter
-from .calibration import probabilities
 from .cards import weights_sha256
-from .data.ink import AS_DRAWN, Ink, render
-from .inputs import first_line, height_and_width, is_batch, is_channel_first, name_of, open_input, to_image
+from .inputs import first_line, is_batch, name_of
 from .models import MODELS
+from .reading_formulas import Candidate, FormulaReader, FormulaReading
+from .reading_words import WordReader, WordReading
+
+if TYPE_CHECKING:
+    from .context_pool import ContextPool
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
 DEFAULT_CHECKPOINTS = {"maths": "comer-hme", "ink": "comer-hme"}
-TASKS_OF = {"comer": ("maths", "ink")}
+TASKS_OF = {"comer": ("maths", "ink"), "e2str": ("word",)}
 DTYPES = ("float32", "bfloat16", "float16")
 
-MAX_SIDE = 4096  # larger images are reduced before they become floats; models read at most 1024 x 256 pixels
-WINDOW = 32  # batches whose images are sorted by size together, all of them in memory
-PICTURE_SIDE = 1024  # the longer side of the pictures that explanations lie over, at most
-MAP_SIDE = 256  # and of the maps themselves; the model looks at no more than 64 x 16 cells
-
-
-@dataclass
-class Candidate:
-    """One reading of an input.
-
-    Attributes:
-        text: LaTeX tokens separated by spaces.
-        score: probability in 0..1 that all of it is right, by the checkpoint's `config.score_calibration`; of a
-            checkpoint without one, the probability that the model itself gives to the text. A further candidate is
-            right only where those before it are wrong, so the scores of all candidates sum to 1 at most.
-        log_probability: of the whole text, the stop token included; the mean of the directions that were read.
-        forward_score: log-probability per token, the stop token included, in the direction that found the text.
-        reverse_score: the same in the other direction; None where only one was read.
-    """
-
-    text: str
-    score: float
-    log_probability: float
-    forward_score: float
-    reverse_score: float | None = None
-
-
-@dataclass
-class FormulaReading:
-    """What one input says.
-
-    Attributes:
-        name: the path as it was given, the ink's name, or "input 3".
-        text: LaTeX tokens separated by spaces; empty where the input could not be read.
-        score: probability in 0..1 that the whole of `text` is right; `Candidate.score` of the first reading.
-        token_scores: log-probability of each token of `text`, in reading order.
-        n_best: the best readings, `text` first; as many as were asked for, or as there are. The search finds them by
-            log-probability per token; after the first they are in order of their scores.
-        doubtful: whether `score` is below the `min_score` that was asked for.
-        error: one sentence that names the input and says why it could not be read; None where it was.
-        image: with `explain`, the input as a picture, upright, reduced where it is longer than 1024 pixels; ink as
-            black strokes on white. This and the following are no fields: `asdict` leaves them out.
-        attentions: with `explain`, (tokens, height, width) float32: where in `image` the model looked as it wrote each
-            token of `text`. Each map covers the whole picture, has its shape but at most 256 pixels along the longer
-            side, and sums to 1 (`TextProcessor.post_process_attention`).
-        coverages: with `explain`, the same summed up: all it had looked at, from the first token up to each.
-    """
-
-    name: str
-    text: str = ""
-    score: float | None = None
-    token_scores: list[float] = field(default_factory=list)
-    n_best: list[Candidate] = field(default_factory=list)
-    doubtful: bool = False
-    error: str | None = None
-
-    image = attentions = coverages = None
+WINDOW = 32  # batches whose inputs are read in the order that suits the model, all of them in memory
 
 
 def read(
     inputs,
     model: str | Path | PreTrainedModel | None = None,
     task: str | None = None,
-    pool=None,
+    pool: "ContextPool | str | Path | None" = None,
     k: int = 2,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
     processor: ProcessorMixin | None = None,
+    gate: float | None = None,
     n_best: int = 1,
     min_score: float | None = None,
     explain: bool = False,
     progress: bool = False,
     **generation,
-) -> FormulaReading | list[FormulaReading]:
-    """Read handwritten formulas from images or ink.
+) -> FormulaReading | WordReading | list[FormulaReading] | list[WordReading]:
+    """Read handwritten formulas from images or ink, or words from images.
 
     Inputs are read in order of size, and returned in their own order; what an input is read with does not change its
     result. The model is loaded at every call that names it: to call often, pass it loaded.
@@ -119,40 +63,47 @@ def read(
     Args:
         inputs: one input or a list. An input is a path (.png, .jpg, .bmp, .gif, .tif, .webp, .inkml, .json), the
             content of such a file as bytes, a PIL image, an array or tensor (height, width), (height, width, 3) or
-            (channels, height, width), an `epigraph.data.ink.Ink`, or a list of strokes, each (points, 2), y down.
+            (channels, height, width); of formulas also an `epigraph.data.ink.Ink`, or a list of strokes, each
+            (points, 2), y down.
         model: folder, Hub id, or a loaded model; by default the task's own checkpoint (`DEFAULT_CHECKPOINTS`), from
             ./checkpoints or the Hub.
-        task: "maths" reads images and ink, "ink" accepts ink only; by default it follows from the input.
-        pool, k: examples for recognisers that learn in context, which this version does not have yet.
+        task: "maths" reads images and ink, "ink" accepts ink only, "word" reads images of words; by default it follows
+            from the model and the input.
+        pool: of a model that learns in context (E2STR): where its examples are searched; a `ContextPool`, or its
+            folder or Hub id. The reading without examples then stands beside the one with them.
+        k: how many examples, the most similar ones; fewer where the pool has fewer.
+        gate: only where the reading without examples has a score below, a probability in 0..1, examples are used; by
+            default always.
         batch_size: inputs that are read together.
         device: by default CUDA where there is one, else the CPU.
         dtype: "float32" (default), "bfloat16" or "float16".
         processor: needed for a loaded model that was not loaded from a folder or the Hub.
         n_best: readings per input.
         min_score: readings with a score below, a probability in 0..1, are marked as `doubtful`.
-        explain: also say where the model looked: `image`, `attentions` and `coverages` of each result, some megabytes
-            for each. For many inputs use `read_all`, and keep what you need.
+        explain: also say where the model looked: `image`, `attentions` and `coverages` of each formula, some megabytes
+            for each; of words `image`, and the images of the examples. For many inputs use `read_all`, and keep what
+            you need.
         progress: show a progress bar on a terminal.
-        generation: settings of the model's `generate`; for CoMER `search`, `direction`, `num_beams`, `max_length` ...
+        generation: settings of the model's `generate`; for CoMER `search`, `direction`, `num_beams`, `max_length` ...;
+            for E2STR `num_beams` (3), `max_new_tokens` (49) ...
 
     Returns:
-        A `FormulaReading`, or a list of them for a list.
+        A `FormulaReading` or a `WordReading`, or a list of them for a list.
 
     Raises:
-        ValueError: unknown task or setting, a `min_score` outside 0..1, a checkpoint that cannot be loaded or lacks
-            weights; one sentence.
+        ValueError: unknown task or setting, a `min_score` or `gate` outside 0..1, a checkpoint that cannot be loaded
+            or lacks weights, a pool of another encoder; one sentence.
+        FileNotFoundError: there is no pool.
     """
-    if pool is not None:
-        raise ValueError("pool is for models that learn in context; CoMER reads without one, so leave it out.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    _check_min_score(min_score)
+    _check_settings(min_score, gate, k)
     if isinstance(model, PreTrainedModel):
         if device is not None or dtype is not None:
             raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
         _check_task(task, model.config.model_type, model.name_or_path or "the model")
         processor = processor or _load_processor(model.name_or_path)
-        if len(processor.tokenizer) < model.config.vocab_size:
+        if len(processor.tokenizer) < getattr(model.config, "vocab_size", 0):
             raise ValueError("the model writes symbols that its processor lacks; pass the one saved with its adapter.")
     else:
         model, loaded = load(model, task, device, dtype)
@@ -168,6 +119,9 @@ def read(
             progress=progress,
             n_best=n_best,
             min_score=min_score,
+            pool=pool,
+            k=k,
+            gate=gate,
             explain=explain,
             **generation,
         )
@@ -175,9 +129,12 @@ def read(
     return readings[0] if single else readings
 
 
-def _check_min_score(min_score: float | None):
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise ValueError(f"min_score is a probability and must be between 0 and 1, not {min_score}.")
+def _check_settings(min_score: float | None, gate: float | None, k: int):
+    for name, value in (("min_score", min_score), ("gate", gate)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is a probability and must be between 0 and 1, not {value}.")
+    if k < 0:
+        raise ValueError(f"k is a number of examples and must be 0 or more, not {k}.")
 
 
 def read_all(
@@ -191,120 +148,51 @@ def read_all(
     progress: bool = False,
     n_best: int = 1,
     min_score: float | None = None,
+    pool: "ContextPool | str | Path | None" = None,
+    k: int = 2,
+    gate: float | None = None,
     explain: bool = False,
     **generation,
-) -> Iterator[FormulaReading]:
+) -> Iterator[FormulaReading] | Iterator[WordReading]:
     """Read a stream of inputs with a loaded model; memory stays bounded however many there are.
 
     Args:
         inputs: see `read`; a sized iterable gives the progress bar its total.
         names: what to call each input in its result, in the same order.
-        task, batch_size, progress, n_best, min_score, explain, generation: see `read`.
+        task, batch_size, progress, n_best, min_score, pool, k, gate, explain, generation: see `read`.
 
     Yields:
-        One `FormulaReading` per input, in order. The model is in evaluation mode while it reads, and put back after.
+        One reading per input, in order. The model is in evaluation mode while it reads, and put back after.
     """
-    _check_min_score(min_score)
+    _check_settings(min_score, gate, k)
+    if model.config.model_type == "e2str":
+        reader = WordReader(model, processor, n_best, explain, generation, pool, k, gate)
+    elif pool is not None:
+        raise ValueError(
+            f"pool is for models that learn in context; {type(model).__name__} does not, so leave it out or name "
+            "another model."
+        )
+    else:
+        reader = FormulaReader(model, processor, task, n_best, explain, generation)
     total = len(inputs) if hasattr(inputs, "__len__") else None
     names = iter(names) if names is not None else None
     numbered = enumerate(inputs, start=1)
     training = model.training
     model.eval()
-    bar = tqdm(total=total, desc="Reading", unit=" formulas", disable=None if progress else True)
+    bar = tqdm(total=total, desc="Reading", unit=f" {reader.unit}", disable=None if progress else True)
     try:
         while window := list(islice(numbered, batch_size if explain else WINDOW * batch_size)):
-            readings, ready = [], []
-            for number, item in window:
-                name = next(names) if names is not None else name_of(item, number)
-                readings.append(FormulaReading(name))
-                try:
-                    ready.append((len(readings) - 1, *prepare(item, processor, task, name, explain)))
-                except ValueError as error:
-                    readings[-1].error = str(error)
-                    bar.update()
-            ready.sort(key=lambda entry: entry[1].numel())
-            for start in range(0, len(ready), batch_size):
-                places, pixels, views = zip(*ready[start : start + batch_size])
-                batch = [readings[place] for place in places]
-                _generate(model, processor, batch, pixels, views if explain else None, n_best, generation)
-                for reading in batch:
-                    reading.doubtful = None not in (min_score, reading.score) and reading.score < min_score
-                bar.update(len(batch))
+            items = [item for _, item in window]
+            called = [next(names) if names is not None else name_of(item, number) for number, item in window]
+            readings = [reader.reading(name) for name in called]
+            for done in reader.read(list(zip(readings, items)), batch_size):
+                bar.update(done)
+            for reading in readings:
+                reading.doubtful = None not in (min_score, reading.score) and reading.score < min_score
             yield from readings
     finally:
         bar.close()
         model.train(training)
-
-
-@dataclass
-class _View:
-    """An input as a picture, and where in it lie the pixels that the model sees (`TextImageProcessor`'s geometry)."""
-
-    picture: Image.Image
-    geometry: torch.Tensor
-
-
-def _generate(
-    model,
-    processor,
-    readings: list[FormulaReading],
-    pixels: list[torch.Tensor],
-    views: list[_View] | None,
-    n_best: int,
-    settings: dict,
-):
-    """Fill `readings` in with what the model reads in `pixels`, each (1, height, width), and with where it looks."""
-    height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
-    padding = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in pixels]
-    masks = [F.pad(torch.ones_like(image[0]), pad) for image, pad in zip(pixels, padding)]
-    output = model.generate(
-        pixel_values=torch.stack([F.pad(image, pad) for image, pad in zip(pixels, padding)]).to(model.device),
-        pixel_mask=torch.stack(masks).to(model.device),
-        num_return_sequences=n_best,
-        return_dict_in_generate=True,
-        output_attentions=views is not None,
-        output_coverage=views is not None,
-        **settings,
-    )
-    if views is not None:
-        _explain(processor, readings, views, output, n_best)
-    texts = processor.decode_labels(output.sequences.tolist())
-    forward = output.forward_scores.float().tolist()
-    log_probabilities = output.log_probabilities.float().tolist()
-    found = probabilities(log_probabilities, model.config.score_calibration).tolist()
-    reverse = [None] * len(forward) if output.reverse_scores is None else output.reverse_scores.float().tolist()
-    for index, reading in enumerate(readings):
-        rows = range(index * n_best, (index + 1) * n_best)
-        rows = [row for row in rows if output.sequences_scores[row] > -math.inf]  # the search may have found fewer
-        # The search ranks by log-probability per token, which suits the choice of the best; long ones that follow it
-        # are not the more likely ones.
-        rows[1:] = sorted(rows[1:], key=lambda row: -log_probabilities[row])
-        left = 1.0  # a further candidate can only be right where those before it are wrong
-        for row in rows:
-            score = left * found[row]
-            left -= score
-            candidate = Candidate(texts[row], score, log_probabilities[row], forward[row], reverse[row])
-            reading.n_best.append(candidate)
-        if not reading.n_best:
-            reading.error = f"{reading.name}: no formula fits within max_length; allow a longer one."
-            continue
-        best = reading.n_best[0]
-        reading.text, reading.score = best.text, best.score
-        reading.token_scores = output.token_scores[index * n_best, : len(best.text.split())].float().tolist()
-
-
-def _explain(processor, readings: list[FormulaReading], views: list[_View], output, n_best: int):
-    """Fill in where the model looked as it wrote the best reading of each."""
-    geometry = torch.stack([view.geometry for view in views])
-    sizes = [(view.picture.height, view.picture.width) for view in views]
-    special = torch.tensor(processor.tokenizer.all_special_ids, device=output.sequences.device)
-    tokens = (~torch.isin(output.sequences[::n_best], special)).cpu().numpy()
-    found = {}
-    for name, maps in (("attentions", output.cross_attentions), ("coverages", output.coverages)):
-        found[name] = processor.post_process_attention(maps[::n_best], geometry, sizes, max_side=MAP_SIDE)
-    for index, (reading, view) in enumerate(zip(readings, views)):
-        reading.image = view.picture
-        reading.attentions, reading.coverages = (maps[index][tokens[index]] for maps in found.values())
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -426,6 +314,8 @@ def checkpoint_folder(model: str | Path | None = None, task: str | None = None) 
 
 def default_checkpoint(task: str) -> str:
     """The task's own checkpoint: in ./checkpoints, in those of this source tree, else its name on the Hub."""
+    if task not in DEFAULT_CHECKPOINTS:
+        raise ValueError(f"task {task!r} has no checkpoint of its own in this version; name a model.")
     name = DEFAULT_CHECKPOINTS[task]
     for root in (Path(), Path(__file__).resolve().parents[2]):
         folder = root / "checkpoints" / name
@@ -435,15 +325,16 @@ def default_checkpoint(task: str) -> str:
 
 
 def _check_task(task: str | None, model_type: str | None = None, model: str | Path = ""):
-    if task is not None and task not in DEFAULT_CHECKPOINTS:
-        raise ValueError(f"task must be one of {', '.join(DEFAULT_CHECKPOINTS)} in this version, not {task!r}.")
+    tasks = [known for of in TASKS_OF.values() for known in of]
+    if task is not None and task not in tasks:
+        raise ValueError(f"task must be one of {', '.join(tasks)} in this version, not {task!r}.")
     if any(config.model_type == model_type and processor is None for config, _, _, processor in MODELS):
         raise ValueError(
             f"{model}: a model of type {model_type!r} classifies images and reads no text; use "
             f"transformers.pipeline('image-classification', model={str(model)!r})."
         )
     if model_type is not None and (model_type not in TASKS_OF or (task and task not in TASKS_OF[model_type])):
-        raise ValueError(f"{model}: a model of type {model_type!r} does not read {task or 'formulas'}.")
+        raise ValueError(f"{model}: a model of type {model_type!r} does not read {task or 'text'}.")
 
 
 def _load_processor(folder: str | Path) -> ProcessorMixin:
@@ -455,56 +346,13 @@ def _load_processor(folder: str | Path) -> ProcessorMixin:
         raise ValueError(f"{folder}: its processor cannot be loaded ({first_line(error)}).") from None
 
 
-# ----------------------------------------------------------------------------------------------------------- inputs
-
-
-def prepare(
-    item, processor: ProcessorMixin, task: str | None, name: str, explain: bool = False
-) -> tuple[torch.Tensor, _View | None]:
-    """One input as the model sees it: (1, height, width) float32 in 0..1, white ink on black.
-
-    With `explain` also as a picture to look at.
-
-    Raises:
-        ValueError: it cannot be read; one sentence that names it.
-    """
-    content = open_input(item, name)
-    image = to_image(content, name, task)
-    height, width = image.shape[-2:] if is_channel_first(image) else height_and_width(image)
-    try:
-        processor.image_processor.scale_factor(height, width)  # refuses before anything large is computed
-        if isinstance(image, Image.Image) and max(image.size) > MAX_SIDE:
-            image = image.reduce(math.ceil(max(image.size) / MAX_SIDE))
-        known = AS_DRAWN if isinstance(content, Ink) else {}
-        batch = processor(images=[image], return_geometry=True, **known)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: {str(error).removeprefix('Image 0 cannot be read: ')}") from None
-    return batch["pixel_values"][0], _view(content, image, batch["geometry"][0]) if explain else None
-
-
-def _view(content, image: Image.Image | np.ndarray, geometry: torch.Tensor) -> _View:
-    """What `explain` shows of an input: of ink, strokes drawn afresh, and finer than the model needs them."""
-    if isinstance(content, Ink):
-        finer = max(1, min(3, PICTURE_SIDE // max(image.size)))
-        picture = ImageOps.invert(render(content.strokes, 28.0 * finer, 3.0 * finer, 12 * finer))
-        # Closes the hairlines between the pieces of a stroke, which show at this size: blur, then sharp edges again.
-        picture = picture.filter(ImageFilter.GaussianBlur(finer / 2)).point(lambda grey: 3 * grey - 255)
-    else:
-        picture = image if isinstance(image, Image.Image) else _picture(image)
-        coarser = math.ceil(max(picture.size) / PICTURE_SIDE)
-        picture, finer = picture.reduce(coarser), 1 / coarser
-    return _View(picture, geometry * torch.tensor([finer, finer, 1 / finer, 1 / finer]))
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """An array that the processor takes, as it takes it: channels first or last, of any range."""
-    if is_channel_first(pixels):
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.dtype != np.uint8:
-        high = 65535 if pixels.dtype == np.uint16 or (pixels.dtype == np.int32 and pixels.max() > 255) else 255
-        pixels = np.asarray(pixels, np.float32) / (1 if pixels.max() <= 1 else high)
-        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
-
-
-__all__ = ["DEFAULT_CHECKPOINTS", "HUB_ORGANISATION", "Candidate", "FormulaReading", "load", "read", "read_all"]
+__all__ = [
+    "DEFAULT_CHECKPOINTS",
+    "HUB_ORGANISATION",
+    "Candidate",
+    "FormulaReading",
+    "WordReading",
+    "load",
+    "read",
+    "read_all",
+]
