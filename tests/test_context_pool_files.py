@@ -321,7 +321,7 @@ def test_threads_share_a_pool():
 
 def test_a_damaged_shard_is_named(saved):
     pool = ContextPool.load(saved, Encoder())
-    shard = saved / pool._saved[0].shards[0].file
+    shard = saved / pool._history.saved[0].shards[0].file
     whole = shard.read_bytes()
     image = whole.find(b"\x89PNG") + 60
     key = whole.find(np.asarray(pool._entries.index.keys([0])[0]).tobytes())

@@ -21,7 +21,7 @@ import logging
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,15 @@ from .pool_entries import (
     array,
     check_source,
     check_text,
+    copied,
     digest,
     now,
     open_crop,
     pixels_hash,
+    rows_of,
     stored_image,
 )
+from .pool_history import History
 from .pool_storage import (
     Manifest,
     Operation,
@@ -53,7 +56,6 @@ from .pool_storage import (
     download,
     locked,
     place,
-    read_images,
     read_manifest,
     read_shard,
     sweep,
@@ -82,12 +84,8 @@ class ContextPool:
         self.added = Added()
         self._name = uuid.uuid4().hex
         self._identity = Identity.of(encode) if encode else None  # of the encoder of the keys that are held
-        self._saved: list[Operation] = []  # as the folder's manifest had them last
-        self._withdrawn: dict[str, Operation] = {}  # of those, what `save` will leave out
-        self._pending: list[Operation] = []  # what `save` will add
-        self._rewritten = False  # the first pending operation takes the place of all that were saved
+        self._history = History()
         self._entries = Entries()
-        self._folders: dict[str, Path] = {}  # of shards
         self._staging = tempfile.TemporaryDirectory(prefix="epigraph-pool-")
         self._latents = LatentCache(cache_bytes)
         self._mutex = threading.RLock()
@@ -108,23 +106,8 @@ class ContextPool:
         Raises:
             ValueError: a row has no image or no text column.
         """
-        columns = getattr(dataset, "column_names", None)
-        if columns and hasattr(dataset, "cast_column"):
-            import datasets
-
-            if "image" in columns and isinstance((dataset.features or {}).get("image"), datasets.Image):
-                dataset = dataset.cast_column("image", datasets.Image(decode=False))
-
-        def items():
-            total = len(dataset) if hasattr(dataset, "__len__") else None
-            for number, row in enumerate(tqdm(dataset, "encoding the pool", total, unit="image", disable=None)):
-                if missing := [name for name in ("image", "text") if name not in row]:
-                    raise ValueError(f"row {number} has no column {missing[0]!r}, only {', '.join(row)}; rename it.")
-                own = row.get("source") or ""
-                yield str(row.get("id") or f"row {number}"), row["image"], row["text"], source or own
-
         pool = cls(encode)
-        pool._add(items(), skip=True)
+        pool._add(rows_of(dataset, source), skip=True)
         if refused := pool.added.refused:
             logger.warning(
                 "%d of %d images are not in the pool, the first because %s All stand in pool.added.refused.",
@@ -173,7 +156,7 @@ class ContextPool:
         pool._open(folder)
         pool.path = folder if bound else None
         if not bound:  # a copy of its own: the cache of downloads is not to be written to
-            pool._pending, pool._saved = pool._saved, []
+            pool._history.forget_folder()
         return pool
 
     def _open(self, folder: Path):
@@ -187,9 +170,9 @@ class ContextPool:
             except ShardMissing:
                 if attempt == 3 or read_manifest(folder) == manifest:
                     raise
-        self._name, self._saved = manifest.pool, manifest.operations
+        self._name, self._history.saved = manifest.pool, manifest.operations
         if manifest.width and self._identity is None:
-            self._identity = Identity(manifest.encoder, manifest.probe or [])
+            self._identity = Identity.stated(manifest)
         self._fold()
 
     # ----------------------------------------------------------------------------------------------------- changing
@@ -289,14 +272,8 @@ class ContextPool:
             ValueError: there is nothing to undo; `compact` and `reencode` begin a new history.
         """
         with self._mutex:
-            operations = self._operations()
-            if not operations or (self._rewritten and len(operations) == 1):
-                raise ValueError("there is nothing to undo: the pool has no operation since it was made or rewritten.")
-            before, last = self.ids, operations[-1]
-            if last in self._pending:
-                self._pending.remove(last)
-            else:
-                self._withdrawn[last.id] = last
+            before = self.ids
+            self._history.withdraw_last()
             self._fold()
             after = self.ids
             left, back = set(before) - set(after), set(after) - set(before)
@@ -319,34 +296,18 @@ class ContextPool:
     def _rewrite(self, encode: Encode | None):
         identity = self._identity if encode is None else Identity.of(encode)
         rows = np.flatnonzero(self._entries.alive)
-        shards = self._copied(self._rows_of(self._entries, rows), encode, len(rows))
+        shards = self._copied(self._entries, rows, encode)
         if encode is not None:
             self.encode, self._identity = encode, identity
             self._latents.clear()
-        self._withdrawn |= {operation.id: operation for operation in self._saved}
-        self._pending = [Operation(uuid.uuid4().hex, now(), tuple(shards))]
-        self._rewritten, self._entries = True, Entries()
-        self._read_shards(Path(self._staging.name), Manifest("", operations=self._pending))
+        self._history.begin_with(Operation(uuid.uuid4().hex, now(), tuple(shards)))
+        self._entries = Entries()
+        self._read_shards(Path(self._staging.name), Manifest("", operations=self._history.pending))
         self._fold()
 
-    def _copied(self, rows: Iterable[tuple[dict, np.ndarray]], encode: Encode | None, total: int) -> list[Shard]:
+    def _copied(self, entries: Entries, rows: np.ndarray, encode: Encode | None) -> list[Shard]:
         """Entries in new shards, with their keys or with those of another encoder."""
-        writer = ShardWriter(Path(self._staging.name), encode, None, None)
-        with writer:
-            for row, key in tqdm(rows, "rewriting the pool", total, unit="image", disable=None if encode else True):
-                if encode is None:
-                    writer.put_key(row, key)
-                else:
-                    writer.put(row, f"entry {row['id']}", stored_image(row["image"], row["id"]))
-        return writer.shards
-
-    def _rows_of(self, entries: Entries, rows: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
-        """Whole entries, images included, a hundred at a time."""
-        for start in range(0, len(rows), 128):
-            some = [int(row) for row in rows[start : start + 128]]
-            for row, image, key in zip(some, self._stored(entries, some), entries.index.keys(some)):
-                columns = ("text", "source", "added_at", "pixels")
-                yield {"id": entries.id(row), "image": image} | {c: entries.value(row, c) for c in columns}, key
+        return copied(Path(self._staging.name), entries, rows, encode)
 
     # ---------------------------------------------------------------------------------------------------- searching
 
@@ -416,10 +377,10 @@ class ContextPool:
         def read():
             with self._mutex:
                 try:
-                    return stored_image(self._stored(entries, [row])[0], name)
+                    return stored_image(entries.images([row])[0], name)
                 except ShardMissing:  # another process has rewritten the pool
                     self.refresh()
-                    return stored_image(self._stored(self._entries, self._entries.rows([name]))[0], name)
+                    return stored_image(self._entries.images(self._entries.rows([name]))[0], name)
 
         return Example(name, values[0], similarity, values[1], values[2], latents, read)
 
@@ -431,20 +392,10 @@ class ContextPool:
         encode = self._encoding("find examples in it") if absent else None
         for start in range(0, len(absent), ENCODE_BATCH):
             some = absent[start : start + ENCODE_BATCH]
-            images = [stored_image(b, entries.id(row)) for row, b in zip(some, self._stored(entries, some))]
+            images = [stored_image(b, entries.id(row)) for row, b in zip(some, entries.images(some))]
             for row, latents in zip(some, encode(images)[1]):
                 found[row] = self._latents.put(int(entries.ids[row]), latents)
         return found
-
-    def _stored(self, entries: Entries, rows: list[int]) -> list[bytes]:
-        """Encoded images of rows, from the shards they lie in."""
-        by_shard, found = {}, {}
-        for row in rows:
-            by_shard.setdefault(entries.shard_of(row), []).append(row)
-        for (shard, start), some in by_shard.items():
-            images = read_images(self._folders[shard.file], shard, [row - start for row in some])
-            found |= dict(zip(some, images))
-        return [found[row] for row in rows]
 
     # ------------------------------------------------------------------------------------------------------- saving
 
@@ -469,14 +420,14 @@ class ContextPool:
             with locked(folder):
                 manifest = self._merged(folder, overwrite)
                 for shard in manifest.shards:
-                    home = self._folders.get(shard.file, folder)
+                    home = self._entries.folders.get(shard.file, folder)
                     place(home / shard.file, folder, link=home == Path(self._staging.name))
                 write_manifest(folder, manifest)
                 sweep(folder, manifest)
-            self.path, self._saved, self._pending = folder, manifest.operations, []
-            self._withdrawn, self._rewritten = {}, False
+            self.path = folder
+            self._history.written(manifest.operations)
             for shard in manifest.shards:
-                if self._folders.get(shard.file) == Path(self._staging.name):
+                if self._entries.folders.get(shard.file) == Path(self._staging.name):
                     (Path(self._staging.name) / shard.file).unlink(missing_ok=True)
             self._read_shards(folder, manifest)
             self._fold()
@@ -490,26 +441,16 @@ class ContextPool:
                     f"{folder} holds another pool; load that one to add to it, save elsewhere, or give overwrite=True."
                 )
             standing = None
-        here = standing is not None and self.path is not None and folder.resolve() == self.path.resolve()
         if standing is None:
-            operations = self._operations()
-        else:
-            if not self._rewritten:
-                self._check_encoder(standing, folder)
-            known = {operation.id for operation in standing.operations}
-            own = [o for o in (self._pending if here else self._operations()) if o.id not in known]
-            lost = [operation for name, operation in self._withdrawn.items() if name not in known and here]
-            if lost and self._rewritten:
-                raise ValueError(
-                    f"{folder} was rewritten or undone by another process meanwhile; load it and do the same again."
-                )
-            kept = [operation for operation in standing.operations if operation.id not in self._withdrawn]
-            if self._rewritten:
-                seen = {operation.id for operation in self._saved}
-                kept = [o if o.id in seen else self._with_our_keys(o, standing, folder) for o in kept]
-            base, rest = (own[:1], own[1:]) if self._rewritten else ([], own)
-            operations = [*base, *kept, *(self._without(operation) for operation in lost), *rest]
-        return self._manifest(operations)
+            return self._manifest(self._history.operations)
+        if not self._history.rewritten:
+            self._check_encoder(standing, folder)
+        here = self.path is not None and folder.resolve() == self.path.resolve()
+        return self._manifest(
+            self._history.merged(
+                standing.operations, folder, here, self._without, lambda o: self._with_our_keys(o, standing, folder)
+            )
+        )
 
     def _without(self, operation: Operation) -> Operation:
         """What undoes an operation that a compaction by another process has absorbed."""
@@ -518,22 +459,22 @@ class ContextPool:
 
     def _with_our_keys(self, operation: Operation, standing: Manifest, folder: Path) -> Operation:
         """An operation that was saved with the former encoder while this pool was re-encoded."""
-        if not operation.shards or self._identity.same(Identity(standing.encoder, standing.probe or [])):
+        if not operation.shards or self._identity.same(Identity.stated(standing)):
             return operation
         others = Entries()
         for shard in operation.shards:
             others.append(shard, *read_shard(folder, shard, standing.width))
-            self._folders[shard.file] = folder
+            others.folders[shard.file] = folder
         rows = np.arange(len(others.ids))
-        shards = self._copied(self._rows_of(others, rows), self.encode, len(rows))
+        shards = self._copied(others, rows, self.encode)
         for shard in shards:
-            self._folders[shard.file] = Path(self._staging.name)
+            self._entries.folders[shard.file] = Path(self._staging.name)
         return Operation(operation.id, operation.at, tuple(shards), operation.removed)
 
     def refresh(self):
         """Take over what other processes have saved to the pool's folder; own changes stay."""
         with self._mutex:
-            if self.path is not None and not self._rewritten:
+            if self.path is not None and not self._history.rewritten:
                 self._open(self.path)
 
     def push_to_hub(self, repo_id: str, license: str | None = None, private: bool = False) -> str:
@@ -545,7 +486,7 @@ class ContextPool:
 
         with self._mutex, tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            shards = self._copied(self._rows_of(self._entries, np.flatnonzero(self._entries.alive)), None, len(self))
+            shards = self._copied(self._entries, np.flatnonzero(self._entries.alive), None)
             for shard in shards:
                 place(Path(self._staging.name) / shard.file, folder, link=True)
                 (Path(self._staging.name) / shard.file).unlink()
@@ -573,7 +514,7 @@ class ContextPool:
         return self._entries.holds(name)
 
     def __repr__(self) -> str:
-        unsaved = ", with changes to save" if self._pending or self._withdrawn else ""
+        unsaved = ", with changes to save" if self._history.unsaved else ""
         return f"ContextPool({len(self):,} entries{f' of {self.path}' if self.path else ''}{unsaved})"
 
     @property
@@ -584,7 +525,7 @@ class ContextPool:
     @property
     def texts(self) -> list[str]:
         """Of all entries, in the order of `ids`."""
-        return [self._entries.value(row, "text") for row in np.flatnonzero(self._entries.alive)]
+        return self._entries.texts()
 
     def same(self, images: Sequence) -> list[list[str]]:
         """For each image the ids of the entries with exactly its pixels, which a search for it does not find."""
@@ -598,18 +539,13 @@ class ContextPool:
 
     # ----------------------------------------------------------------------------------------------------- machinery
 
-    def _operations(self) -> list[Operation]:
-        first = 1 if self._rewritten else 0
-        kept = [operation for operation in self._saved if operation.id not in self._withdrawn]
-        return [*self._pending[:first], *kept, *self._pending[first:]]
-
     def _manifest(self, operations: list[Operation]) -> Manifest:
         identity = self._identity or Identity(None, [])
         return Manifest(self._name, identity.weights, identity.probe, self._entries.width, operations)
 
     def _commit(self, operation: Operation):
         self._read_shards(Path(self._staging.name), Manifest("", width=None, operations=[operation]))
-        self._pending.append(operation)
+        self._history.pending.append(operation)
         self._fold()
 
     def _read_shards(self, folder: Path, manifest: Manifest):
@@ -619,10 +555,10 @@ class ContextPool:
         for shard in tqdm(absent, "opening the pool", unit="shard", disable=None if len(absent) > 20 else True):
             self._entries.append(shard, *read_shard(folder, shard, width))
         for shard in manifest.shards:
-            self._folders[shard.file] = folder
+            self._entries.folders[shard.file] = folder
 
     def _fold(self):
-        self._entries.fold(self._operations())
+        self._entries.fold(self._history.operations)
 
     def _encoding(self, purpose: str) -> Encode:
         if self.encode is None:
@@ -630,16 +566,8 @@ class ContextPool:
         return self.encode
 
     def _check_encoder(self, manifest: Manifest, folder: Path):
-        if (
-            self._identity
-            and manifest.width
-            and not self._identity.same(Identity(manifest.encoder, manifest.probe or []))
-        ):
-            raise ValueError(
-                f"the keys of {folder} were made by another encoder (weights {manifest.encoder or 'unknown'}, here "
-                f"{self._identity.weights or 'unknown'}); load it with the model it was made with, or make them anew: "
-                "pool = ContextPool.load(path).reencode(encode), then pool.save()."
-            )
+        if self._identity and manifest.width:
+            self._identity.check(manifest, folder)
 
 
 __all__ = ["Added", "ContextPool", "Example", "Refused", "weights_hash"]

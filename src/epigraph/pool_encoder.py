@@ -4,10 +4,12 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from .pool_entries import array, probe_picture, unit
+from .pool_storage import Manifest
 
 SAME_ENCODER = 0.999  # cosine between keys of one picture; half precision stays above it
 
@@ -29,6 +31,20 @@ class Identity:
         """Ask an encoder."""
         key = unit(array(encode([probe_picture()])[0]))[0]
         return cls(getattr(encode, "weights_sha256", None), [round(float(value), 6) for value in key])
+
+    @classmethod
+    def stated(cls, manifest: Manifest) -> "Identity":
+        """Of the encoder that the keys of a pool on disk belong to."""
+        return cls(manifest.encoder, manifest.probe or [])
+
+    def check(self, manifest: Manifest, folder: Path):
+        """ValueError where the keys of a pool on disk are another encoder's."""
+        if not self.same(Identity.stated(manifest)):
+            raise ValueError(
+                f"the keys of {folder} were made by another encoder (weights {manifest.encoder or 'unknown'}, here "
+                f"{self.weights or 'unknown'}); load it with the model it was made with, or make them anew: "
+                "pool = ContextPool.load(path).reencode(encode), then pool.save()."
+            )
 
     def same(self, other: "Identity") -> bool:
         """Whether keys of both may be compared."""
@@ -61,6 +77,8 @@ class LatentCache:
         """Keep (latents, width), an array or a tensor; returns the copy that is kept."""
         # A copy, as a part of a batch would keep all of the batch in memory.
         latents = latents.detach().clone() if hasattr(latents, "detach") else np.array(latents)
+        if name in self._latents:
+            self.held -= self._latents.pop(name).nbytes
         self._latents[name] = latents
         self.held += latents.nbytes
         while self.held > self.limit:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .inputs import to_image
-from .pool_storage import HASH, MAX_STRING, SHARD_ROWS, Operation, Shard, write_shard
+from .pool_storage import GROUP_ROWS, HASH, MAX_STRING, SHARD_ROWS, Operation, Shard, read_images, write_shard
 
 MAX_TEXT = 48  # characters; as many tokens as E2STR reads
 MAX_CROP_PIXELS = 4_000_000  # far more than a word needs
@@ -141,6 +142,7 @@ class Entries:
         alive: (rows,) bool, whether a row is an entry of the pool now.
         index: the keys, None while there are none.
         shards: first row and shard by file name.
+        folders: where shards lie, by file name.
     """
 
     def __init__(self):
@@ -149,6 +151,7 @@ class Entries:
         self.alive = np.empty(0, bool)
         self.index: KeyIndex | None = None
         self.shards: dict[str, tuple[int, Shard]] = {}
+        self.folders: dict[str, Path] = {}
         self._starts: list[int] = []
         self._opened: list[Shard] = []
         self._tables = []
@@ -256,6 +259,32 @@ class Entries:
         number = int(np.searchsorted(self._starts, row, "right")) - 1
         return self._tables[number][column][row - self._starts[number]].as_py()
 
+    def texts(self) -> list[str]:
+        """Of the rows in force, in order."""
+        found = []
+        for start, table in zip(self._starts, self._tables):
+            alive = self.alive[start : start + table.num_rows]
+            found += [text for text, wanted in zip(table["text"].to_pylist(), alive) if wanted]
+        return found
+
+    def images(self, rows: Sequence[int]) -> list[bytes]:
+        """Encoded images of rows, read from the shards they lie in."""
+        by_shard, found = {}, {}
+        for row in rows:
+            by_shard.setdefault(self.shard_of(row), []).append(row)
+        for (shard, start), some in by_shard.items():
+            images = read_images(self.folders[shard.file], shard, [row - start for row in some])
+            found |= dict(zip(some, images))
+        return [found[row] for row in rows]
+
+    def whole(self, rows: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+        """All columns of rows, images included, each with its key; a hundred are read at a time."""
+        for start in range(0, len(rows), GROUP_ROWS):
+            some = [int(row) for row in rows[start : start + GROUP_ROWS]]
+            for row, image, key in zip(some, self.images(some), self.index.keys(some)):
+                columns = ("text", "source", "added_at", "pixels")
+                yield {"id": self.id(row), "image": image} | {c: self.value(row, c) for c in columns}, key
+
     def sources(self) -> dict[str, int]:
         """How many entries came from where."""
         counts = np.bincount(self._sources[self.alive], minlength=len(self._source_names))
@@ -343,6 +372,37 @@ class ShardWriter:
     def _discard(self):
         for shard in self.shards:
             (self.folder / shard.file).unlink(missing_ok=True)
+
+
+def copied(folder: Path, entries: Entries, rows: np.ndarray, encode: Callable | None) -> list[Shard]:
+    """Rows of entries as new shards in a folder, with their keys or with those that another encoder gives."""
+    writer, quiet = ShardWriter(folder, encode, None, None), None if encode else True
+    with writer:
+        for row, key in tqdm(entries.whole(rows), "rewriting the pool", len(rows), unit="image", disable=quiet):
+            if encode is None:
+                writer.put_key(row, key)
+            else:
+                writer.put(row, f"entry {row['id']}", stored_image(row["image"], row["id"]))
+    return writer.shards
+
+
+def rows_of(dataset: Iterable[dict], source: str | None) -> Iterator[tuple]:
+    """(name, image, text, source) of the rows of a data set, whose images stay encoded; `source` before their own.
+
+    Raises ValueError where a row has no image or no text column.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns and hasattr(dataset, "cast_column"):
+        import datasets
+
+        if "image" in columns and isinstance((dataset.features or {}).get("image"), datasets.Image):
+            dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    total = len(dataset) if hasattr(dataset, "__len__") else None
+    for number, row in enumerate(tqdm(dataset, "encoding the pool", total, unit="image", disable=None)):
+        if missing := [name for name in ("image", "text") if name not in row]:
+            raise ValueError(f"row {number} has no column {missing[0]!r}, only {', '.join(row)}; rename it.")
+        own = row.get("source") or ""
+        yield str(row.get("id") or f"row {number}"), row["image"], row["text"], source or own
 
 
 def check_text(text, name: str) -> str:
