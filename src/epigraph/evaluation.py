@@ -128,6 +128,8 @@ class EvaluationArguments:
                 raise ValueError(f"--{name} must be at least 1, not {value}.")
         if self.pool_seed < 0:
             raise ValueError(f"--pool_seed must be 0 or more, not {self.pool_seed}.")
+        if self.gate is not None and not 0 <= self.gate <= 1:
+            raise ValueError(f"--gate is a probability and must be between 0 and 1, not {self.gate}.")
         if self.context == "none" and (given := changed(self, OF_POOLS)):
             raise ValueError(f"--{given[0]} is for reading with examples; add --context knn, or leave it out.")
         if self.context != "none" and not self.pool:
