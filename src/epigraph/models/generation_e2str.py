@@ -13,6 +13,8 @@ import torch
 from transformers import DynamicCache
 from transformers.generation import GenerationMixin
 
+MAX_NEW_TOKENS = 48  # of a reading, its end included, unless `generate` is told otherwise; as in the official code
+
 
 @dataclass(frozen=True)
 class E2STRContext:
@@ -40,20 +42,30 @@ class E2STRGenerationMixin(GenerationMixin):
 
         Returns:
             A context for each set.
+
+        Raises:
+            ValueError: a prompt stands for another number of images, or is longer than the decoder's positions.
         """
-        lengths = [len(prompt) for prompt in prompts]
+        if not prompts or len(prompts) != len(latents):
+            raise ValueError(f"{len(prompts)} prompts and the latents of {len(latents)}: give as many of each.")
         ids, mask = self._padded(prompts)
-        images = max(len(rows) for rows in latents)
-        width = self.config.resampler_config.num_latents, self.config.vision_config.hidden_size
-        stacked = self.model.resampler.latents.new_zeros(len(prompts), images, *width)
-        for row, own in zip(stacked, latents):
-            row[: len(own)] = own
+        self.model.check_length(ids.shape[1])
+        for row, (prompt, own) in enumerate(zip(prompts, latents)):
+            wanted = int((prompt == self.config.image_token_id).sum())
+            if wanted != len(own):
+                raise ValueError(f"context {row} stands for {wanted} images, but latents of {len(own)} were given.")
+        own = self.model.resampler.latents
+        stacked = own.new_zeros(len(prompts), max(map(len, latents)), *own.shape)
+        for row, of in zip(stacked, latents):
+            row[: len(of)] = of
         cache = self.model(input_ids=ids, attention_mask=mask, latents=stacked, use_cache=True).past_key_values
+        # Copies, as a part of the batch would keep all of the batch in memory.
         return [
             E2STRContext(
-                prompt, [(layer.keys[i, :, -length:], layer.values[i, :, -length:]) for layer in cache.layers]
+                prompt,
+                [(x.keys[i, :, -len(prompt) :].clone(), x.values[i, :, -len(prompt) :].clone()) for x in cache.layers],
             )
-            for i, (prompt, length) in enumerate(zip(prompts, lengths))
+            for i, prompt in enumerate(prompts)
         ]
 
     @torch.no_grad()
@@ -70,45 +82,43 @@ class E2STRGenerationMixin(GenerationMixin):
         """Reads the last image of every prompt.
 
         Args:
-            pixel_values: (batch, images, 3, height, width); with `contexts` or `context_latents` the last image or
-                images only.
-            input_ids: (batch, length), left padded, whose last token is `config.image_token_id`; left out with
-                `contexts`, and for images without examples.
+            pixel_values: (batch, images, 3, height, width); with `context_latents` those that come after them, with
+                `contexts` the image to read. Equal images are encoded once.
+            input_ids: (batch, length), left padded. What stands behind a prompt's last `config.image_token_id`, as in
+                batches for training, is not shown to the model. Left out with `contexts`, and for images without
+                examples.
             attention_mask: (batch, length), 1 = token.
-            context_latents: (batch, examples, latents, width) instead of the examples' images.
-            latents: the same of the images of `pixel_values`.
-            contexts: what `read_context` gave, one for each query.
+            context_latents: (batch, examples, latents, width) instead of the examples' images; of prompts with fewer
+                examples the last are not looked at.
+            latents: (batch, images, latents, width) instead of `pixel_values`.
+            contexts: what `read_context` gave, one for each query; the same object for several that share it.
             **kwargs: as in transformers (`num_beams`, `max_new_tokens`, ...). By default generation ends with
-                `config.end_of_chunk_token_id`.
+                `config.end_of_chunk_token_id`, and after 48 tokens at the latest. `max_length` counts the prompt.
 
         Returns:
-            As transformers' `generate`: prompt and reading, (batch, length + new).
+            As transformers' `generate`: prompt and reading, (batch * num_return_sequences, length + new).
 
         Raises:
-            ValueError: a prompt does not end with an image, or stands for another number of images than were given.
+            ValueError: a prompt has no image or stands for more of them than were given; with what is to be read it
+                is longer than the decoder's positions; values of an image are not finite.
         """
-        latents = self.model.gather_latents(pixel_values, context_latents, latents)
-        if latents is None:
-            raise ValueError("Give pixel_values or latents of the images to read.")
         if contexts is None:
-            contexts = self._contexts(input_ids, attention_mask, latents)
-        if len(contexts) != len(latents):
-            raise ValueError(f"{len(latents)} images to read, but {len(contexts)} contexts.")
-        last = self._last_latents(input_ids, latents)
-        image = latents.new_full((1,), self.config.image_token_id, dtype=torch.long)
-        ids, mask = self._padded([torch.cat([context.input_ids, image]) for context in contexts])
-        cache = self._joined(contexts, ids.shape[1] - 1)
-        beams = kwargs.get("num_beams") or self.generation_config.num_beams or 1
-        copies = max(beams, kwargs.get("num_return_sequences") or 1)
-        if copies > 1:
-            cache.batch_repeat_interleave(copies)
-        kwargs.setdefault("eos_token_id", self.config.end_of_chunk_token_id)
-        kwargs.setdefault("pad_token_id", self.config.pad_token_id)
+            prompts = self._prompts(input_ids, attention_mask, latents if pixel_values is None else pixel_values)
+        elif input_ids is not None or context_latents is not None:
+            raise ValueError("contexts hold examples and their texts; leave out input_ids and context_latents.")
+        else:
+            prompts = [context.input_ids for context in contexts]
+        kwargs = self._settings(max(map(len, prompts)) + 1, kwargs)
+        shown = self._shown(pixel_values, context_latents, latents, prompts, contexts is not None)
+        if contexts is None:
+            contexts = self._contexts(prompts, [of[:-1] for of in shown])
+        image = prompts[0].new_tensor([self.config.image_token_id])
+        ids, mask = self._padded([torch.cat([prompt, image]) for prompt in prompts])
         return super().generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
-            last_image=self.model.last_image(last),
+            past_key_values=self._joined(contexts, ids.shape[1] - 1),
+            last_image=self.model.last_image(torch.stack([of[-1] for of in shown])),
             **kwargs,
         )
 
@@ -124,6 +134,29 @@ class E2STRGenerationMixin(GenerationMixin):
             "use_cache": True,
         }
 
+    def _expand_inputs_for_generation(self, expand_size=1, past_key_values=None, **kwargs):
+        """Beams and further samples share the image that was encoded, and start from the same context."""
+        if expand_size > 1 and past_key_values is not None:
+            past_key_values.batch_repeat_interleave(expand_size)
+        ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        return ids, {**kwargs, "past_key_values": past_key_values}
+
+    def _settings(self, length: int, kwargs: dict) -> dict:
+        """Keyword arguments of transformers' `generate` with our defaults, for prompts of up to `length` tokens."""
+        given = kwargs.get("generation_config")
+        settings = self.generation_config if given is None else given
+        new, total = (kwargs.get(name, getattr(settings, name)) for name in ("max_new_tokens", "max_length"))
+        if new is None and total is None:
+            kwargs["max_new_tokens"] = new = MAX_NEW_TOKENS
+        self.model.check_length(length, more=max(total - length, 0) if new is None else new)
+        for name, value in (
+            ("eos_token_id", self.config.end_of_chunk_token_id),
+            ("pad_token_id", self.config.pad_token_id),
+        ):
+            if given is None or getattr(given, name) is None:
+                kwargs.setdefault(name, value)
+        return kwargs
+
     def _padded(self, prompts: Sequence[torch.Tensor]) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Token ids and mask (batch, longest), padded on the left."""
         ids = torch.nn.utils.rnn.pad_sequence(
@@ -132,38 +165,46 @@ class E2STRGenerationMixin(GenerationMixin):
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=ids.device)[:, None]
         return ids, (torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths).long()
 
-    def _contexts(self, input_ids, attention_mask, latents: torch.Tensor) -> list[E2STRContext]:
-        """The contexts of whole prompts; equal ones are read once."""
-        image = self.config.image_token_id
+    def _prompts(self, input_ids, attention_mask, images: torch.Tensor | None) -> list[torch.LongTensor]:
+        """Token ids (length,) of each prompt up to its query's `<image>`, which is left out."""
         if input_ids is None:
-            start = torch.tensor([self.config.bos_token_id], device=latents.device)
-            return self.read_context([start], [latents[0, :0]]) * len(latents)
+            if images is None:
+                raise ValueError("Give pixel_values or latents of the images to read.")
+            if images.shape[1] != 1:
+                raise ValueError(f"{images.shape[1]} images were given for a prompt; say in input_ids what they show.")
+            return [torch.tensor([self.config.bos_token_id], device=images.device)] * len(images)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = [ids[own.bool()] for ids, own in zip(input_ids, mask)]
-        for row, prompt in enumerate(prompts):
-            wanted = int((prompt == image).sum())
-            if not len(prompt) or prompt[-1] != image:
-                raise ValueError(f"prompt {row} must end with the image token {image}, which stands for its query.")
-            if wanted > latents.shape[1]:
-                raise ValueError(f"prompt {row} stands for {wanted} images, but {latents.shape[1]} were given.")
-        prompts = [prompt[:-1] for prompt in prompts]
-        shown = [rows[: int((prompt == image).sum())] for prompt, rows in zip(prompts, latents)]
+        prompts = []
+        for row, (ids, own) in enumerate(zip(input_ids, mask)):
+            ids = ids[own.bool()]
+            places = (ids == self.config.image_token_id).nonzero()
+            if not len(places):
+                raise ValueError(f"prompt {row} has no image token {self.config.image_token_id}: nothing to read.")
+            prompts.append(ids[: places[-1]])
+        return prompts
+
+    def _shown(self, pixel_values, context_latents, latents, prompts, query_only: bool) -> list[torch.Tensor]:
+        """The latents of each prompt's images, its query last: (images, latents, width)."""
+        wanted = [1 if query_only else 1 + int((of == self.config.image_token_id).sum()) for of in prompts]
+        images = latents if pixel_values is None else pixel_values
+        if query_only and images is not None and images.dim() in (4, 5) and images.shape[1] != 1:
+            raise ValueError(f"with contexts give the image to read alone, not {images.shape[1]} images.")
+        gathered = self.model.gather_latents(
+            pixel_values, context_latents, latents, torch.tensor(wanted, device=self.device), distinct=True
+        )
+        return [of[:count] for of, count in zip(gathered, wanted)]
+
+    def _contexts(self, prompts: list[torch.Tensor], shown: list[torch.Tensor]) -> list[E2STRContext]:
+        """Of whole prompts; equal ones are read once."""
         unique, which = [], []
-        for row, (prompt, rows) in enumerate(zip(prompts, shown)):
-            same = (i for i in unique if torch.equal(prompts[i], prompt) and torch.equal(shown[i], rows))
+        for row, (prompt, own) in enumerate(zip(prompts, shown)):
+            same = (i for i in unique if torch.equal(prompts[i], prompt) and torch.equal(shown[i], own))
             found = next(same, None)
             if found is None:
                 unique.append(row)
             which.append(unique.index(row if found is None else found))
         read = self.read_context([prompts[i] for i in unique], [shown[i] for i in unique])
         return [read[i] for i in which]
-
-    def _last_latents(self, input_ids, latents: torch.Tensor) -> torch.Tensor:
-        """The latents of each prompt's query: (batch, latents, width)."""
-        if input_ids is None:
-            return latents[:, -1]
-        last = (input_ids == self.config.image_token_id).sum(1) - 1
-        return latents[torch.arange(len(latents), device=latents.device), last]
 
     def _joined(self, contexts: Sequence[E2STRContext], length: int) -> DynamicCache:
         """The contexts as the cache of one batch, padded on the left to `length` tokens."""

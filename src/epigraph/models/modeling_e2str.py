@@ -7,39 +7,53 @@ what one image teaches about another passes through the decoder's own attention.
 (Awadalla et al. 2023, arXiv 2308.01390). Written from the paper and from measurements of the published behaviour.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, PreTrainedModel, ViTModel
+from transformers import Cache, DynamicCache, OPTConfig, PreTrainedModel, ViTModel
 from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.opt.modeling_opt import OPTDecoder, OPTDecoderLayer
+from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoderLayer, OPTLearnedPositionalEmbedding
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_e2str import E2STRConfig
+from .configuration_e2str import E2STRConfig, E2STRResamplerConfig
 from .generation_e2str import E2STRGenerationMixin
 from .layers import eager_attention_forward
 
 
 @dataclass
-class E2STROutput(ModelOutput):
+class E2STRModelOutput(BaseModelOutputWithPast):
     """What a pass over a prompt gives.
 
     Attributes:
-        loss: scalar, mean cross entropy of the next token, where labels were given.
-        logits: (batch, length, vocab_size); None of `E2STRModel`.
         last_hidden_state: (batch, length, hidden), after the decoder's last norm.
         past_key_values: keys and values of the decoder's own attention, where asked for.
-        latents: (batch, images, latents, width) of the images that were encoded or given.
+        hidden_states: of the decoder's layers, each (batch, length, hidden), where asked for.
+        attentions: of its own attention, each (batch, heads, length, length), where asked for and computed ("eager").
+        latents: (batch, images, latents, width) of the images that were encoded or given; zeros for those that no
+            prompt stands for.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    latents: torch.FloatTensor | None = None
+
+
+@dataclass
+class E2STROutput(CausalLMOutputWithPast):
+    """What `E2STRForTextRecognition` gives.
+
+    Attributes:
+        loss: scalar, mean cross entropy of the next token, where labels were given.
+        logits: (batch, length, vocab_size).
+        past_key_values, hidden_states, attentions, latents: see `E2STRModelOutput`.
+    """
+
     latents: torch.FloatTensor | None = None
 
 
@@ -93,9 +107,7 @@ class E2STRResamplerLayer(GradientCheckpointingLayer):
         width, sizes = config.vision_config.hidden_size, config.resampler_config
         self.norm_media = nn.LayerNorm(width)
         self.norm_latents = nn.LayerNorm(width)
-        self.attention = E2STRLatentAttention(
-            config.text_config, width, width, sizes.num_attention_heads, sizes.head_dim
-        )
+        self.attention = E2STRLatentAttention(sizes, width, width, sizes.num_attention_heads, sizes.head_dim)
         self.feed_forward = E2STRFeedForward(width, sizes.ffn_multiplier)
 
     def forward(self, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -105,24 +117,6 @@ class E2STRResamplerLayer(GradientCheckpointingLayer):
         query = self.attention.split(self.attention.q_proj(queries))
         latents = latents + self.attention.o_proj(self.attention.attend(query, *keys_values))
         return latents + self.feed_forward(latents)
-
-
-class E2STRResampler(nn.Module):
-    """A fixed number of latents of any number of image tokens."""
-
-    def __init__(self, config: E2STRConfig):
-        super().__init__()
-        width, sizes = config.vision_config.hidden_size, config.resampler_config
-        self.latents = nn.Parameter(torch.zeros(sizes.num_latents, width))
-        self.layers = nn.ModuleList([E2STRResamplerLayer(config) for _ in range(sizes.num_hidden_layers)])
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(images, tokens, width) to (images, latents, width)."""
-        latents = self.latents.expand(len(tokens), -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, tokens)
-        return self.norm(latents)
 
 
 class E2STRMedia:
@@ -138,27 +132,33 @@ class E2STRMedia:
 
     def __init__(self, latents: torch.Tensor, image_tokens: torch.BoolTensor):
         self.latents = latents
-        batch, images = latents.shape[:2]
+        images, length = latents.shape[1], image_tokens.shape[1]
         times = image_tokens.cumsum(1)
         self.sees = times > 0
         behind = F.one_hot(times, images + 1)[..., 1:]
-        self.longest = int(behind.sum(1).max()) if images else 0
+        # A compiled graph cannot depend on the texts: it has a place for every position behind every image.
+        self.longest = length if torch.compiler.is_compiling() else int(behind.sum(1).max()) if images else 0
         place = behind.cumsum(1).mul(behind).sum(-1) - 1
         slots = (times - 1) * self.longest + place
         # Positions in front of all images share a slot at the end, which is thrown away.
         self.slots = torch.where(self.sees, slots, images * self.longest)
 
+    def showing(self, latents: torch.Tensor) -> "E2STRMedia":
+        """The same positions in front of these latents."""
+        media = copy.copy(self)
+        media.latents = latents
+        return media
+
     def attend(self, attention: E2STRLatentAttention, query: torch.Tensor) -> torch.Tensor:
         """(batch, length, heads * head_dim) queries to attended values of that shape, zeros where no image is seen."""
-        if not self.longest:
-            return torch.zeros_like(query)
         batch, images = self.latents.shape[:2]
+        if not images * self.longest:
+            return torch.zeros_like(query)
         index = self.slots[..., None].expand(-1, -1, query.shape[2])
         spread = query.new_zeros(batch, images * self.longest + 1, query.shape[2]).scatter(1, index, query)
         rows = spread[:, :-1].reshape(batch * images, self.longest, -1)
         attended = attention.attend(attention.split(rows), *attention.keys_values(self.latents.flatten(0, 1)))
-        attended = attended.view(batch, images * self.longest, -1)
-        attended = F.pad(attended, (0, 0, 0, 1))
+        attended = F.pad(attended.view(batch, images * self.longest, -1), (0, 0, 0, 1))
         return attended.gather(1, index) * self.sees[..., None]
 
 
@@ -214,21 +214,18 @@ class E2STRDecoderLayer(OPTDecoderLayer):
         super().__init__(config.text_config, layer_idx=layer)
         self.cross_attention = E2STRGatedCrossAttention(config, layer)
 
-    def forward(self, hidden_states, attention_mask=None, media=None, **kwargs):
-        """As OPT's layer; `media` says which image each position sees."""
+    def forward(self, hidden_states, latents, media, attention_mask=None, **kwargs):
+        """As OPT's layer; `media` says which image each position sees.
+
+        `latents` are those of `media` once more where they are learnt: reentrant checkpointing differentiates tensors
+        that it is given by position, and no others.
+        """
+        media = media if latents is None else media.showing(latents)
         return super().forward(self.cross_attention(hidden_states, media), attention_mask, **kwargs)
 
 
-class E2STRDecoder(OPTDecoder):
-    """OPT's decoder with gated cross-attention before every layer."""
-
-    def __init__(self, config: E2STRConfig):
-        super().__init__(config.text_config)
-        self.layers = nn.ModuleList([E2STRDecoderLayer(config, i) for i in range(len(self.layers))])
-
-
 class E2STRPreTrainedModel(PreTrainedModel):
-    """What both E2STR models share: how they are initialised, and what transformers may do with them."""
+    """What the E2STR models share: how they are initialised, and what transformers may do with them."""
 
     config_class = E2STRConfig
     base_model_prefix = "model"
@@ -247,6 +244,94 @@ class E2STRPreTrainedModel(PreTrainedModel):
         elif isinstance(module, E2STRGatedCrossAttention):
             init.zeros_(module.attention_gate)
             init.zeros_(module.feed_forward_gate)
+        elif isinstance(module, (E2STRLatentAttention, E2STRFeedForward)):
+            # OpenFlamingo leaves these to torch, whose linear layers start in proportion to their width.
+            for linear in module.children():
+                if isinstance(linear, nn.Linear):
+                    init.kaiming_uniform_(linear.weight, a=5**0.5)
+
+
+class E2STRResampler(E2STRPreTrainedModel):
+    """A fixed number of latents of any number of image tokens."""
+
+    config_class = E2STRResamplerConfig
+    input_modalities = ("image",)
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__(config.resampler_config)
+        width, sizes = config.vision_config.hidden_size, config.resampler_config
+        self.latents = nn.Parameter(torch.zeros(sizes.num_latents, width))
+        self.layers = nn.ModuleList([E2STRResamplerLayer(config) for _ in range(sizes.num_hidden_layers)])
+        self.norm = nn.LayerNorm(width)
+        self.post_init()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(images, tokens, width) to (images, latents, width)."""
+        latents = self.latents.expand(len(tokens), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, tokens)
+        return self.norm(latents)
+
+
+class E2STRDecoder(E2STRPreTrainedModel):
+    """OPT's decoder with gated cross-attention before every layer; weights are named as OPT's."""
+
+    config_class = OPTConfig
+    _can_record_outputs = {"hidden_states": E2STRDecoderLayer, "attentions": OPTAttention}
+
+    def __init__(self, config: E2STRConfig):
+        text = config.text_config
+        super().__init__(text)
+        embedded, width = text.word_embed_proj_dim, text.hidden_size
+        self.embed_tokens = nn.Embedding(text.vocab_size, embedded, text.pad_token_id)
+        self.embed_positions = OPTLearnedPositionalEmbedding(text.max_position_embeddings, width)
+        self.project_in = nn.Linear(embedded, width, bias=False) if embedded != width else None
+        self.project_out = nn.Linear(width, embedded, bias=False) if embedded != width else None
+        self.layers = nn.ModuleList([E2STRDecoderLayer(config, i) for i in range(text.num_hidden_layers)])
+        self.final_layer_norm = None
+        if text.do_layer_norm_before and not text._remove_final_layer_norm:
+            self.final_layer_norm = nn.LayerNorm(width, elementwise_affine=text.layer_norm_elementwise_affine)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        media: E2STRMedia | E2STRLastImage,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Token ids (batch, length) to hidden states (batch, length, width); see `E2STRModel.forward`."""
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        hidden = self.embed_tokens(input_ids)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values)
+        if attention_mask is None:
+            attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        # Padding takes no position.
+        positions = (attention_mask.cumsum(1) * attention_mask - 1)[:, past:].long()
+        if self.project_in is not None:
+            hidden = self.project_in(hidden)
+        hidden = hidden + self.embed_positions(attention_mask, past, position_ids=positions)
+        latents = media.latents if isinstance(media, E2STRMedia) else None
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                latents,
+                media,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if self.final_layer_norm is not None:
+            hidden = self.final_layer_norm(hidden)
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 
 class E2STRModel(E2STRPreTrainedModel):
@@ -276,11 +361,17 @@ class E2STRModel(E2STRPreTrainedModel):
             pixel_values: (images, 3, height, width).
 
         Returns:
-            (images, width), the mean latent scaled to length 1; and (images, latents, width).
+            (images, width) float32, the mean latent scaled to length 1; and (images, latents, width).
+
+        Raises:
+            ValueError: the values of an image are not finite.
         """
+        if not torch.compiler.is_compiling() and not bool(pixel_values.isfinite().all()):
+            finite = pixel_values.isfinite().flatten(1).all(1)
+            raise ValueError(f"pixel_values of image {int(finite.int().argmin())} hold NaN or infinite values.")
         tokens = self.vision_model(pixel_values).last_hidden_state[:, 1:]
         latents = self.resampler(tokens)
-        return F.normalize(latents.mean(1), dim=-1), latents
+        return F.normalize(latents.float().mean(1), dim=-1), latents
 
     def last_image(self, latents: torch.Tensor) -> E2STRLastImage:
         """What generation looks at: keys and values of (images, latents, width) for every layer."""
@@ -288,15 +379,80 @@ class E2STRModel(E2STRPreTrainedModel):
             [layer.cross_attention.attention.keys_values(latents) for layer in self.text_model.layers]
         )
 
-    def gather_latents(self, pixel_values, context_latents, latents) -> torch.Tensor | None:
-        """The latents of a prompt's images in order, whichever of the three was given: (batch, images, n, width)."""
-        if latents is None and pixel_values is not None:
-            latents = self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, pixel_values.shape[:2])
+    def gather_latents(
+        self,
+        pixel_values: torch.Tensor | None,
+        context_latents: torch.Tensor | None,
+        latents: torch.Tensor | None,
+        wanted: torch.LongTensor,
+        distinct: bool = False,
+    ) -> torch.Tensor:
+        """The latents of each prompt's images in order, whichever of the three they come from.
+
+        Args:
+            wanted: (batch,), how many images each prompt stands for. Where that is less than what was given, the last
+                examples of `context_latents` are missing, then the last of the others.
+            distinct: encode equal images once.
+
+        Returns:
+            (batch, images, latents, width).
+
+        Raises:
+            ValueError: for images that do not fit the prompts.
+        """
+        if latents is not None and pixel_values is not None:
+            raise ValueError("pixel_values and latents are two forms of the same images; give one of them.")
+        if pixel_values is not None and pixel_values.dim() != 5:
+            raise ValueError(
+                f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}."
+            )
+        shape = self.resampler.latents.shape
+        for name, value in (("context_latents", context_latents), ("latents", latents)):
+            if value is not None and (value.dim() != 4 or value.shape[2:] != shape):
+                raise ValueError(f"{name} must be (batch, images, {shape[0]}, {shape[1]}), not {(*value.shape,)}.")
+        parts = [part for part in (context_latents, pixel_values if latents is None else latents) if part is not None]
+        if not parts:
+            raise ValueError("Give pixel_values or latents of the images that input_ids stand for.")
+        for part in parts:
+            if len(part) != len(wanted):
+                raise ValueError(f"{len(wanted)} prompts were given, but the images of {len(part)}.")
+        given = sum(part.shape[1] for part in parts)
+        if not torch.compiler.is_compiling() and bool((wanted > given).any()):
+            row = int(wanted.argmax())
+            raise ValueError(f"prompt {row} stands for {int(wanted[row])} images, but {given} were given.")
+        examples = 0 if context_latents is None else context_latents.shape[1]
+        missing = (given - wanted).clamp(max=examples)
+        if pixel_values is not None:
+            latents = self._encode_wanted(pixel_values, wanted - examples + missing, distinct)
         if context_latents is None:
             return latents
         context_latents = context_latents.to(self.resampler.latents.dtype)
-        return context_latents if latents is None else torch.cat([context_latents, latents], dim=1)
+        if latents is None:
+            return context_latents
+        place = torch.arange(given, device=wanted.device).expand(len(wanted), -1)
+        place = place + missing[:, None] * (place >= examples - missing[:, None])
+        latents = torch.cat([context_latents, latents], dim=1)
+        return latents.take_along_dim(place.clamp(max=given - 1)[..., None, None], 1)
 
+    def _encode_wanted(self, pixel_values: torch.Tensor, wanted: torch.LongTensor, distinct: bool) -> torch.Tensor:
+        """(batch, images, latents, width), zeros where an image only fills up the batch, which is not encoded."""
+        batch, images = pixel_values.shape[:2]
+        present = torch.arange(images, device=wanted.device) < wanted[:, None]
+        if not distinct and (torch.compiler.is_compiling() or bool(present.all())):
+            return self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, (batch, images))
+        finite = pixel_values.isfinite().flatten(2).all(2) | ~present
+        if not bool(finite.all()):
+            row, image = (~finite).nonzero()[0].tolist()
+            raise ValueError(f"pixel_values of prompt {row}, image {image} hold NaN or infinite values.")
+        pixel_values = pixel_values[present]
+        if distinct and len(pixel_values) > 1:
+            pixel_values, which = pixel_values.unique(dim=0, return_inverse=True)
+            encoded = self.encode(pixel_values)[1][which]
+        else:
+            encoded = self.encode(pixel_values)[1]
+        return encoded.new_zeros(batch, images, *encoded.shape[1:]).index_put((present,), encoded)
+
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -308,11 +464,12 @@ class E2STRModel(E2STRPreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         **kwargs,
-    ) -> E2STROutput:
+    ) -> E2STRModelOutput:
         """Reads prompts.
 
         Args:
-            pixel_values: (batch, images, 3, height, width), the images of each prompt in order.
+            pixel_values: (batch, images, 3, height, width), the images of each prompt in order; what shorter prompts
+                have at the end is not looked at.
             input_ids: (batch, length), with `config.image_token_id` where an image stands.
             attention_mask: (batch, length), 1 = token, 0 = padding; with `past_key_values` of the whole length.
             context_latents: (batch, images, latents, width) of images that come before `pixel_values`, encoded
@@ -321,36 +478,41 @@ class E2STRModel(E2STRPreTrainedModel):
             last_image: instead of all images: the one that every position of `input_ids` looks at.
             past_key_values: of the tokens before `input_ids`.
             use_cache: return keys and values, for more tokens.
+            **kwargs: `output_hidden_states`, `output_attentions`, of the decoder.
 
         Raises:
-            ValueError: a prompt stands for more images than were given, or none were.
+            ValueError: a prompt stands for more images than were given, or none were; it is longer than the decoder's
+                positions; it goes on behind `past_key_values` without its image; values of an image are not finite.
         """
-        latents = self.gather_latents(pixel_values, context_latents, latents)
+        if input_ids is None:
+            raise ValueError("Give input_ids, with the image token where an image stands.")
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self.check_length(past + input_ids.shape[1], attention_mask)
+        media = last_image
         if last_image is None:
-            media = self._media(latents, input_ids)
-        else:
-            media = last_image
+            image_tokens = input_ids == self.config.image_token_id
+            if past and not torch.compiler.is_compiling() and not bool(image_tokens[:, 0].all()):
+                raise ValueError("input_ids behind past_key_values must begin with an image, or come with last_image.")
+            latents = self.gather_latents(pixel_values, context_latents, latents, image_tokens.sum(1))
+            media = E2STRMedia(latents, image_tokens)
         outputs = self.text_model(
-            input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache, media=media, **kwargs
+            input_ids, media, attention_mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
-        return E2STROutput(
-            last_hidden_state=outputs.last_hidden_state, past_key_values=outputs.past_key_values, latents=latents
-        )
+        return E2STRModelOutput(**outputs, latents=latents)
 
-    def _media(self, latents, input_ids) -> E2STRMedia:
-        image_tokens = input_ids == self.config.image_token_id
-        if latents is None:
-            raise ValueError("Give pixel_values or latents of the images that input_ids stands for.")
-        if len(latents) != len(input_ids):
-            raise ValueError(f"{len(input_ids)} prompts were given, but the images of {len(latents)}.")
-        if not torch.compiler.is_compiling():
-            wanted = image_tokens.sum(1)
-            if bool((wanted > latents.shape[1]).any()):
-                row = int(wanted.argmax())
-                raise ValueError(
-                    f"prompt {row} stands for {int(wanted[row])} images, but {latents.shape[1]} were given."
-                )
-        return E2STRMedia(latents, image_tokens)
+    def check_length(self, length: int, attention_mask: torch.Tensor | None = None, more: int = 0):
+        """Raises ValueError where a prompt, and as many tokens `more`, are longer than the decoder's positions."""
+        limit = self.config.text_config.max_position_embeddings
+        if length + more <= limit or torch.compiler.is_compiling():
+            return
+        if attention_mask is not None:
+            length = int(attention_mask.sum(1).max())  # padding takes no position
+        if length + more > limit:
+            reading = f" and {more} more to be read" if more else ""
+            raise ValueError(
+                f"a prompt of {length} tokens{reading} is longer than the {limit} positions of the decoder; show "
+                "fewer examples, or shorter texts."
+            )
 
 
 class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
@@ -373,6 +535,7 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
         """Over how many items the mean loss of a batch is taken: the tokens that are predicted."""
         return int((batch["labels"][:, 1:] != -100).sum())
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -389,15 +552,14 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
             labels: (batch, length), the tokens themselves where they are to be predicted, -100 elsewhere.
             num_items_in_batch: divides the summed loss instead of the number of labels.
         """
-        outputs = self.model(pixel_values, input_ids, attention_mask, context_latents, **kwargs)
-        outputs.logits = self.lm_head(outputs.last_hidden_state)
+        outputs = dict(self.model(pixel_values, input_ids, attention_mask, context_latents, **kwargs))
+        logits, loss = self.lm_head(outputs.pop("last_hidden_state")), None
         if labels is not None:
             reduction = "mean" if num_items_in_batch is None else "sum"
-            targets = labels[:, 1:].flatten()
-            outputs.loss = F.cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), targets, reduction=reduction)
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction=reduction)
             if num_items_in_batch is not None:
-                outputs.loss = outputs.loss / num_items_in_batch
-        return outputs
+                loss = loss / num_items_in_batch
+        return E2STROutput(loss=loss, logits=logits, **outputs)
 
 
 __all__ = ["E2STRForTextRecognition", "E2STRModel"]
