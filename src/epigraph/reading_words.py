@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -203,9 +204,9 @@ class _Query:
     examples: list[Example]
 
     @property
-    def context(self) -> tuple[str, ...]:
+    def context(self) -> tuple[tuple[str, str], ...]:
         """What tells sets of examples apart: another order is another prompt."""
-        return tuple(example.id for example in self.examples)
+        return tuple((example.id, example.text) for example in self.examples)
 
 
 class WordReader:
@@ -268,7 +269,7 @@ class WordReader:
             return []
         keys, latents = self.encode(pictures)
         start = self.processor.prompt_ids([], query=False).to(latents.device)
-        empty = self.model.read_context([start], [latents[0, :0]])
+        empty = self.model.read_context([start], [latents[:0]])
         self._generate(readings, latents, empty * len(readings))
         if self.explain:
             for reading, picture in zip(readings, pictures):
