@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from epigraph import models
 from epigraph.hub import entry_of
 from epigraph.models.processing import comer_processor
+from epigraph.models.processing_e2str import e2str_processor
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Spec:
         dropout: settings that switch dropout on.
         adapted: layers other than queries and values that LoRA is to adapt.
         mistakes: settings that are refused, with what the error says.
+        decode: (processor, sequences) -> what `generate` wrote.
     """
 
     model: type[PreTrainedModel]
@@ -45,6 +47,7 @@ class Spec:
     dropout: dict
     adapted: list[str]
     mistakes: list[tuple[dict, str]] = field(default_factory=list)
+    decode: Callable = lambda processor, sequences: processor.decode_labels(sequences)
 
     @property
     def auto(self):
@@ -175,6 +178,66 @@ def pixelvit(model, batch, overfit, pad=None, mistakes=(), **changes):
     )
 
 
+# ------------------------------------------------------------------------------------------------------ E2STR
+
+E2STR = {
+    "vision_config": {
+        "image_size": [16, 32],
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    },
+    "resampler_config": {"num_latents": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16},
+    "text_config": {
+        "vocab_size": 99,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 48,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+    },
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 16,
+}
+
+
+def with_part(part, **changes):
+    """Settings of E2STR with changes to one of its parts."""
+    return {part: {**E2STR[part], **changes}}
+
+
+def e2str_small_processor():
+    return e2str_processor(size={"height": 16, "width": 32}, max_length=64)
+
+
+def words_in_context(processor, images, answers):
+    """Prompts of one, two and three pairs in turn; what comes before a word is made of it."""
+    prompts, texts = [], []
+    for image, answer in zip(images, answers):
+        before = len(answer) % 3
+        prompts.append([image.rotate(90 * turn) for turn in range(before, -1, -1)])
+        texts.append([answer[turn:] + answer[:turn] for turn in range(before, -1, -1)])
+    return dict(processor(prompts, texts))
+
+
+def e2str_outputs(model, batch):
+    """Logits from the last token to the first, zeros where there is none."""
+    mask = batch["attention_mask"]
+    logits = model(**batch).logits * mask[..., None]
+    return F.pad(logits.flip(1), (0, 0, 0, 48 - mask.shape[1]))
+
+
+def padded_prompts(batch):
+    """More padding on the left, and an image that no prompt stands for."""
+    images = batch["pixel_values"]
+    longer = {name: F.pad(batch[name], (5, 0)) for name in ("input_ids", "attention_mask")}
+    longer["labels"] = F.pad(batch["labels"], (5, 0), value=-100)
+    return {**longer, "pixel_values": torch.cat([images, torch.full_like(images[:, :1], torch.nan)], dim=1)}
+
+
 PIXELVIT_MISTAKES = [
     ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size 30 is not a multiple of num_attention_heads 4"),
     ({"hidden_size": 6, "position_embedding_type": "rope_axial"}, "rope_axial needs heads of a multiple of 4"),
@@ -264,5 +327,49 @@ SPECS = {
         mask_ratio=0.5,
         position_init_std=0.5,
         decoder_position_embedding_type="learned",
+    ),
+    "e2str": Spec(
+        model=models.E2STRForTextRecognition,
+        config=E2STR,
+        processor=e2str_small_processor,
+        answers=["EXIT", "a+b", "Cafe", "No 7", "x", "Zebra", "Q?", "mind"],
+        batch=words_in_context,
+        outputs=e2str_outputs,
+        pad=padded_prompts,
+        overfit=(80, 5e-3, 0.1),
+        others={
+            "num_cross_attention_heads": 4,
+            "cross_attention_head_dim": 32,
+            "cross_attention_ffn_multiplier": 2,
+            "vision_post_layernorm": False,
+            "image_token_id": 5,
+            "end_of_chunk_token_id": 6,
+        },
+        dropout=with_part("text_config", dropout=0.3, attention_dropout=0.2)
+        | with_part("vision_config", hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1),
+        adapted=["projection", "fc1", "fc2", "o_proj", "out_proj"],
+        mistakes=[
+            ({"num_cross_attention_heads": 0}, "num_cross_attention_heads must be at least 1, not 0"),
+            ({"cross_attention_head_dim": -1}, "cross_attention_head_dim must be at least 1, not -1"),
+            ({"cross_attention_ffn_multiplier": "wide"}, "'cross_attention_ffn_multiplier' expected int"),
+            ({"image_token_id": 100}, "image_token_id 100 is not in the decoder's vocabulary of 100"),
+            ({"image_token_id": 2}, "image_token_id and end_of_chunk_token_id are both 2"),
+            ({"image_token_id": 0}, "image_token_id 0 is that of padding or of the begin of sequence"),
+            (
+                with_part("text_config", bos_token_id=None),
+                "bos_token_id None is not in the decoder's vocabulary of 99",
+            ),
+            (
+                with_part("text_config", hidden_size=30, num_attention_heads=4),
+                "text_config.hidden_size 30 is not a mul",
+            ),
+            (with_part("vision_config", num_attention_heads=5), "vision_config.hidden_size 32 is not a multiple of"),
+            (
+                with_part("vision_config", patch_size=5),
+                r"image_size \[16, 32\] is not a multiple of patch_size \[5, 5\]",
+            ),
+            (with_part("resampler_config", num_latents=0), "num_latents must be at least 1, not 0"),
+        ],
+        decode=lambda processor, sequences: processor.decode_readings(sequences),
     ),
 }

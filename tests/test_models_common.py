@@ -139,7 +139,9 @@ def test_model_built_on_the_meta_device(spec, saved):
     """Everything that a model needs is in its file: no table is made in __init__ and lost."""
     with torch.device("meta"):
         model = spec.model(spec.model.config_class.from_pretrained(saved))
-    model.load_state_dict(load_file(saved / "model.safetensors"), assign=True)
+    found = model.load_state_dict(load_file(saved / "model.safetensors"), strict=False, assign=True)
+    assert set(found.missing_keys) == set(model._tied_weights_keys or {}) and not found.unexpected_keys
+    model.tie_weights()
     assert not [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     batch = spec.collate(spec.rows())
     assert_same(forward(spec, model, batch), forward(spec, spec.build(), batch))
@@ -169,8 +171,8 @@ def test_processor_loads_through_every_auto_class(spec, saved):
     assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     alone = AutoImageProcessor.from_pretrained(saved)
     assert type(alone) is type(getattr(processor, "image_processor", processor))
-    expected = processor(images=images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(alone(images, return_tensors="pt")["pixel_values"], expected)
+    expected, found = (each(images=images, return_tensors="pt")["pixel_values"] for each in (processor, alone))
+    assert torch.equal(found, expected.view_as(found))  # a processor may give several images to each example
     if spec.tokenizer:
         assert AutoTokenizer.from_pretrained(saved).get_vocab() == spec.tokenizer.get_vocab()
 
@@ -335,7 +337,7 @@ def test_eight_examples_are_learnt(spec):
     if model.can_generate():
         labels = batch.pop("labels")
         sequences = model.generate(**batch, num_beams=2, max_length=labels.shape[1] + 2)
-        read = [" ".join(text.split()) for text in spec.processor().decode_labels(sequences)]
+        read = [" ".join(text.split()) for text in spec.decode(spec.processor(), sequences)]
         assert read == spec.answers
 
 
@@ -427,9 +429,9 @@ def test_new_symbols(spec):
     if not spec.tokenizer:
         pytest.skip("the model writes no text")
     model, batch = spec.build(), spec.collate(spec.rows())
-    before, size = forward(spec, model, batch), model.config.vocab_size
+    before, size = forward(spec, model, batch), model.config.get_text_config().vocab_size
     model.resize_token_embeddings(size + 7, mean_resizing=False)
-    assert model.config.vocab_size == size + 7
+    assert model.config.get_text_config().vocab_size == size + 7
     after = forward(spec, model, batch)
     assert after.shape[-1] == size + 7 and after.isfinite().all()
     torch.testing.assert_close(after[..., :size], before)
@@ -550,7 +552,7 @@ def test_seq2seq_trainer_predicts_with_generate(spec, tmp_path):
     batch = spec.collate(spec.rows(3))
     del batch["labels"]
     expected = trainer.model.eval().generate(**batch, num_beams=2, max_length=9)
-    assert processor.decode_labels(found.predictions[:3]) == processor.decode_labels(expected)
+    assert spec.decode(processor, found.predictions[:3]) == spec.decode(processor, expected)
 
 
 def test_copies_are_independent(spec):

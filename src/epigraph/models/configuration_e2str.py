@@ -59,10 +59,12 @@ class E2STRResamplerConfig(PreTrainedConfig):
 class E2STRConfig(PreTrainedConfig):
     r"""Configuration of E2STR (Zhao et al., CVPR 2024, arXiv 2311.13120).
 
+    Sub-configurations are configurations or dictionaries; what these leave out is ours, not that of transformers.
+
     Args:
-        vision_config: of the ViT that encodes a word image.
-        resampler_config: of the resampler that makes a few latents of its tokens.
-        text_config: of the OPT decoder. By default it is small and writes characters.
+        vision_config: of the ViT that encodes a word image (`ViTConfig`).
+        resampler_config: of the resampler that makes a few latents of its tokens (`E2STRResamplerConfig`).
+        text_config: of the decoder (`OPTConfig`). By default it is small and writes characters.
         num_cross_attention_heads: heads of the gated cross-attention in front of every layer of the decoder.
         cross_attention_head_dim: channels of each of them.
         cross_attention_ffn_multiplier: width of its feed-forward half, in widths of the decoder.
@@ -78,7 +80,7 @@ class E2STRConfig(PreTrainedConfig):
         "resampler_config": E2STRResamplerConfig,
         "text_config": OPTConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values", "latents"]
+    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "attentions", "latents"]
 
     vision_config: dict | PreTrainedConfig | None = None
     resampler_config: dict | PreTrainedConfig | None = None
@@ -94,9 +96,15 @@ class E2STRConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for name, default in (("vision_config", VISION), ("resampler_config", {}), ("text_config", TEXT)):
-            value = getattr(self, name)
+            value, wanted = getattr(self, name), self.sub_configs[name]
             if not isinstance(value, PreTrainedConfig):
-                setattr(self, name, self.sub_configs[name](**{**default, **(value or {})}))
+                value = {**default, **(value or {})}
+                if value.get("model_type", wanted.model_type) == wanted.model_type:
+                    value = wanted(**value)
+            if not isinstance(value, wanted):
+                kind = value["model_type"] if isinstance(value, dict) else value.model_type
+                raise ValueError(f"{name} must be of the type {wanted.model_type!r}, not {kind!r}.")
+            setattr(self, name, value)
         self.pad_token_id = kwargs.pop("pad_token_id", self.text_config.pad_token_id)
         self.bos_token_id = kwargs.pop("bos_token_id", self.text_config.bos_token_id)
         self.eos_token_id = kwargs.pop("eos_token_id", self.end_of_chunk_token_id)
@@ -119,10 +127,24 @@ class E2STRConfig(PreTrainedConfig):
         for name in ("num_cross_attention_heads", "cross_attention_head_dim", "cross_attention_ffn_multiplier"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        vocabulary = self.text_config.vocab_size
-        for name in ("image_token_id", "end_of_chunk_token_id"):
-            if not 0 <= getattr(self, name) < vocabulary:
-                raise ValueError(f"{name} {getattr(self, name)} is not in the decoder's vocabulary of {vocabulary}.")
+        vision, text = self.vision_config, self.text_config
+        for name, config in (("vision_config", vision), ("text_config", text)):
+            if config.hidden_size % config.num_attention_heads:
+                raise ValueError(
+                    f"{name}.hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                    f"{config.num_attention_heads}."
+                )
+        sizes = vision.image_size, vision.patch_size
+        image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
+        if any(side % part for side, part in zip(image, patch)):
+            raise ValueError(f"image_size {list(image)} is not a multiple of patch_size {list(patch)}.")
+        for name in ("image_token_id", "end_of_chunk_token_id", "pad_token_id", "bos_token_id"):
+            if getattr(self, name) not in range(text.vocab_size):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not in the decoder's vocabulary of {text.vocab_size}."
+                )
+        if self.image_token_id in (self.pad_token_id, self.bos_token_id):
+            raise ValueError(f"image_token_id {self.image_token_id} is that of padding or of the begin of sequence.")
         if self.image_token_id == self.end_of_chunk_token_id:
             raise ValueError(f"image_token_id and end_of_chunk_token_id are both {self.image_token_id}.")
 

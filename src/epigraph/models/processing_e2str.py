@@ -39,7 +39,7 @@ class E2STRProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer lacks {', '.join(sorted(missing))}; add them as special tokens.")
         self.image_token_id, self.end_of_chunk_token_id = vocabulary[image_token], vocabulary[end_of_chunk_token]
 
-    def __call__(self, images, text: Sequence | None = None, **kwargs) -> BatchFeature:
+    def __call__(self, images, text: Sequence | str | None = None, **kwargs) -> BatchFeature:
         """Prepares a batch of prompts.
 
         Args:
@@ -54,26 +54,25 @@ class E2STRProcessor(ProcessorMixin):
             `labels`, -100 at padding, begin of sequence and images.
 
         Raises:
-            ValueError: an image cannot be read, texts do not fit the images, or a text holds what the tokenizer
-                cannot write.
+            ValueError: an image cannot be read, texts do not fit the images, a text holds what the tokenizer cannot
+                write, or a prompt is longer than `tokenizer.model_max_length`.
         """
-        prompts = [list(of) if isinstance(of, (list, tuple)) else [of] for of in images]
-        if not prompts or not all(prompts):
-            raise ValueError("every prompt needs an image.")
-        if text is None:
-            texts = [[] for _ in prompts]
-            if any(len(prompt) > 1 for prompt in prompts):
-                raise ValueError("several images in a prompt need the texts of all but the last.")
-        else:
-            texts = [[of] if isinstance(of, str) else list(of) for of in text]
-        if len(texts) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts of images, but {len(texts)} of texts.")
+        if kwargs.pop("return_tensors", None) not in (None, "pt"):
+            raise ValueError("prompts are made as torch tensors; leave out return_tensors, or pass 'pt'.")
+        prompts, texts = _prompts(images, text)
+        rows = []
         for index, (own, said) in enumerate(zip(prompts, texts)):
-            if len(said) not in (len(own), len(own) - 1):
-                raise ValueError(f"prompt {index} has {len(own)} images and {len(said)} texts.")
+            try:
+                rows.append(self.prompt_ids(said, query=len(said) < len(own)))
+                if len(rows[-1]) > self.tokenizer.model_max_length:
+                    raise ValueError(
+                        f"it has {len(rows[-1])} tokens, more than the {self.tokenizer.model_max_length} that the "
+                        "model reads; show fewer examples, or shorter texts."
+                    )
+            except ValueError as error:
+                raise ValueError(f"Prompt {index} cannot be written: {error}") from None
         read = self.image_processor([image for prompt in prompts for image in prompt], return_tensors="pt", **kwargs)
         read = read["pixel_values"].split([len(prompt) for prompt in prompts])
-        rows = [self.prompt_ids(said, query=len(said) < len(own)) for own, said in zip(prompts, texts)]
         pad = self.tokenizer.pad_token_id
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
         lengths = torch.tensor([len(row) for row in rows])[:, None]
@@ -102,11 +101,15 @@ class E2STRProcessor(ProcessorMixin):
         """
         if not isinstance(text, str):
             raise ValueError(f"a text must be a string, not {type(text).__name__}.")
-        if self.tokenizer.unk_token is None:
-            vocabulary = self.tokenizer.get_vocab()
+        tokenizer = self.tokenizer
+        if tokenizer.unk_token is None:
+            vocabulary = tokenizer.get_vocab()
             if unknown := sorted({character for character in text if character not in vocabulary}):
                 raise ValueError(f"{text[:60]!r} holds {', '.join(map(repr, unknown[:5]))}, which the alphabet lacks.")
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        if tokenizer.unk_token is not None and tokenizer.unk_token_id in ids:
+            raise ValueError(f"{text[:60]!r} holds what the tokenizer cannot write.")
+        return ids
 
     def labels_of(self, input_ids: torch.LongTensor, mask: torch.BoolTensor) -> torch.LongTensor:
         """The tokens to be predicted of prompts, -100 elsewhere: (batch, length)."""
@@ -115,24 +118,58 @@ class E2STRProcessor(ProcessorMixin):
             ignored |= input_ids == self.tokenizer.bos_token_id
         return input_ids.masked_fill(ignored, -100)
 
-    def decode_readings(self, sequences: torch.LongTensor) -> list[str]:
-        """What `generate` read: of each row what stands between the last image and the end of chunk.
+    def decode_readings(self, sequences) -> list[str]:
+        """What `generate` read: of each row of token ids what stands between the last image and the end of chunk.
 
-        A reading that generation cut off goes to its end.
+        A reading that generation cut off goes to its end. Negative ids are padding, too.
         """
-        texts = []
-        for row in sequences.tolist():
-            start = len(row) - row[::-1].index(self.image_token_id) if self.image_token_id in row else 0
-            answer = row[start:]
-            if self.end_of_chunk_token_id in answer:
-                answer = answer[: answer.index(self.end_of_chunk_token_id)]
-            texts.append(self.tokenizer.decode(answer, skip_special_tokens=True))
+        padding, texts = self.tokenizer.pad_token_id, []
+        for row in sequences:
+            chunks = [[]]
+            for token in map(int, row):
+                if token == self.end_of_chunk_token_id:
+                    chunks.append([])
+                elif token >= 0 and (token != padding or chunks[-1]):
+                    chunks[-1].append(token)
+            # Behind the end of the last chunk there is padding at most.
+            last = chunks[-1] if chunks[-1] or len(chunks) == 1 else chunks[-2]
+            start = last.index(self.image_token_id) + 1 if self.image_token_id in last else 0
+            texts.append(self.tokenizer.decode(last[start:], skip_special_tokens=True))
         return texts
 
 
-def e2str_processor(characters: str | None = None, **image_kwargs) -> E2STRProcessor:
-    """E2STR's processor: characters (the field's 94 and the space by default) and word images of 32 x 128 pixels."""
-    tokenizer = character_tokenizer() if characters is None else character_tokenizer(characters)
+def _prompts(images, text) -> tuple[list[list], list[list[str]]]:
+    """Images and texts of each prompt, as many texts as images or one less."""
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    prompts = [list(of) if isinstance(of, (list, tuple)) else [of] for of in images]
+    if not prompts or not all(prompts):
+        raise ValueError("every prompt needs an image.")
+    if any(isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) > 3 for own in prompts for image in own):
+        raise ValueError("images are a list of prompts, each an image or a list of images; there is a list too many.")
+    if text is None:
+        if any(len(prompt) > 1 for prompt in prompts):
+            raise ValueError("several images in a prompt need the texts of all but the last.")
+        return prompts, [[] for _ in prompts]
+    text = [text] if isinstance(text, str) else text
+    texts = [[of] if isinstance(of, str) else list(of) for of in text]
+    if len(texts) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts of images, but {len(texts)} of texts.")
+    for index, (own, said) in enumerate(zip(prompts, texts)):
+        if len(said) not in (len(own), len(own) - 1):
+            raise ValueError(f"prompt {index} has {len(own)} images and {len(said)} texts.")
+    return prompts, texts
+
+
+def e2str_processor(characters: str | None = None, max_length: int = 2048, **image_kwargs) -> E2STRProcessor:
+    """E2STR's processor: characters (the field's 94 and the space by default) and word images of 32 x 128 pixels.
+
+    Args:
+        characters: the alphabet.
+        max_length: tokens of a prompt, at most; the decoder's `max_position_embeddings`.
+        image_kwargs: of `E2STRImageProcessor`.
+    """
+    tokenizer = character_tokenizer(*([] if characters is None else [characters]), model_max_length=max_length)
     return E2STRProcessor(E2STRImageProcessor(**image_kwargs), tokenizer)
 
 

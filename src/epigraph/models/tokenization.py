@@ -56,13 +56,14 @@ CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " "
 PROMPT_TOKENS = ("<pad>", "<s>", "<eoc>", "<image>")
 
 
-def character_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
+def character_tokenizer(characters: str = CHARACTERS, **kwargs) -> PreTrainedTokenizerFast:
     """A tokenizer of single characters: ids 0 to 3 are `<pad>`, `<s>`, `<eoc>`, `<image>`, the characters follow.
 
     There is no unknown token: a text that the alphabet cannot write is an error, not a silent loss.
 
     Args:
         characters: the alphabet, in the order of the ids; any script.
+        kwargs: of the tokenizer, such as `model_max_length`.
 
     Raises:
         ValueError: a character stands twice, or there is none.
@@ -84,6 +85,7 @@ def character_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast
         clean_up_tokenization_spaces=False,
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
+        **kwargs,
     )
 
 
