@@ -102,6 +102,45 @@ def reader(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def word_reader(tmp_path_factory):
+    """Folder of a small E2STR that has learnt the words of `word_drawings.py` by heart, and to learn from examples."""
+    import torch
+    from word_drawings import prompts
+
+    from epigraph.models.configuration_e2str import E2STRConfig
+    from epigraph.models.modeling_e2str import E2STRForTextRecognition
+    from epigraph.models.processing_e2str import e2str_processor
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 2}
+    resampler = {"num_hidden_layers": 1, "num_latents": 8, "num_attention_heads": 2, "head_dim": 16}
+    text = {"num_hidden_layers": 2, "ffn_dim": 64, "max_position_embeddings": 256, "dropout": 0.0, **sizes}
+    config = E2STRConfig(
+        vision_config={"num_hidden_layers": 1, "intermediate_size": 64, "patch_size": 8, **sizes},
+        resampler_config=resampler,
+        text_config=text,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+    )
+    model, processor = E2STRForTextRecognition(config), e2str_processor()
+    for name, parameter in model.named_parameters():
+        if name.endswith("_gate"):  # they open slowly
+            torch.nn.init.ones_(parameter)
+    batch = processor(*zip(*prompts()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    model.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("models") / "reader-words"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub():
     """A Hub of its own for one test: `.url`, `.repos`, `.requests`."""

@@ -78,7 +78,7 @@ def test_read_refuses_what_it_cannot_do(files, tiny_comer, arguments, message):
     assert done.exit_code == 1 and isinstance(done.exception, ValueError) and message in str(done.exception)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"], ["pool", "build", "--help"]])
 def test_cli_help_imports_neither_torch_nor_transformers(run_python, arguments):
     code = (
         "import sys, epigraph_cli\n"

@@ -36,7 +36,7 @@ for _config, _classes, _image_processor, _processor in MODELS:
         AutoProcessor.register(_config, _processor)
 
 # They need the classes registered above.
-from .pipelines import FormulaRecognitionPipeline  # noqa: E402
+from .pipelines import FormulaRecognitionPipeline, TextRecognitionPipeline  # noqa: E402
 from .reading import FormulaReading, WordReading, read  # noqa: E402
 from .reading_words import encoder  # noqa: E402
 
@@ -60,6 +60,7 @@ __all__ = [
     "PixelViTModel",
     "TextImageProcessor",
     "TextProcessor",
+    "TextRecognitionPipeline",
     "WordReading",
     "encoder",
     "pad_pixel_sets",

@@ -1,4 +1,4 @@
-"""The `formula-recognition` pipeline of transformers, thin over `epigraph.reading`.
+"""The pipelines `formula-recognition` and `text-recognition` of transformers, thin over `epigraph.reading`.
 
 ```python
 import epigraph
@@ -10,14 +10,16 @@ reader("formula.png")["text"]
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, Pipeline
+from transformers import AutoModelForImageTextToText, AutoModelForTextRecognition, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.ink import Ink
 from .inputs import is_batch
 from .reading import default_checkpoint, read_all
+from .reading_words import encoder, open_pool
 
 
 class FormulaRecognitionPipeline(Pipeline):
@@ -70,6 +72,19 @@ class FormulaRecognitionPipeline(Pipeline):
         return asdict(reading)
 
 
+class TextRecognitionPipeline(FormulaRecognitionPipeline):
+    """Reads words from images: what `epigraph.read` takes and gives, as dicts, read by read.
+
+    As `FormulaRecognitionPipeline`; `pool`, `k` and `gate` are taken here and by each call, too. A pool that is named
+    by folder or Hub id is opened once.
+    """
+
+    def _sanitize_parameters(self, **reading):
+        if isinstance(reading.get("pool"), (str, Path)):
+            reading["pool"] = open_pool(reading["pool"], encoder(self.model, self.processor))
+        return super()._sanitize_parameters(**reading)
+
+
 PIPELINE_REGISTRY.register_pipeline(
     "formula-recognition",
     pipeline_class=FormulaRecognitionPipeline,
@@ -77,5 +92,8 @@ PIPELINE_REGISTRY.register_pipeline(
     default={"model": (default_checkpoint("maths"), "main")},
     type="image",
 )
+PIPELINE_REGISTRY.register_pipeline(
+    "text-recognition", pipeline_class=TextRecognitionPipeline, pt_model=AutoModelForTextRecognition, type="image"
+)
 
-__all__ = ["FormulaRecognitionPipeline"]
+__all__ = ["FormulaRecognitionPipeline", "TextRecognitionPipeline"]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np

@@ -78,6 +78,8 @@ def read_to_page(path: str | Path, inputs, model=None, task=None, device=None, d
 
     with new_page(path) as file:
         loaded = load(model, task, device, dtype)
+        if loaded[0].config.model_type == "e2str":
+            raise ValueError(f"{path}: the page shows formulas, and {model} reads words.")
         file.write(page(examples(*loaded), checkpoint_folder(model, task).name))
     return readings
 
