@@ -69,7 +69,7 @@ def test_labels_without_a_character_of_the_protocol_are_left_out_and_counted():
     assert left_out(labels, "standard") == {} and left_out(labels, "literature") == {}
     assert word_accuracy([""] * 5, labels, "36") == 0.0, "of one label"
     assert word_accuracy([""] * 5, labels, "literature") == 2 / 5, "two empty texts are equal"
-    assert word_metrics(["", ""], ["!", "?"], "literature") == {"word_accuracy": 1.0, "ned": 1.0}
+    assert word_metrics(["", ""], ["!", "?"], "literature") == {"word_accuracy": 1.0, "ned": 1.0, "cer": 0.0}
     with pytest.raises(ValueError, match="protocol '36' leaves out all of the 2 labels"):
         word_accuracy(["", ""], ["!", "?"])
 
@@ -131,13 +131,17 @@ def test_rows_name_their_protocol_and_count_what_is_compared():
     assert [(row["metric"], row["source"], row["value"], row["n"]) for row in rows] == [
         ("word_accuracy", "a", 0.5, 2),
         ("ned", "a", 0.5, 2),
+        ("cer", "a", 0.25, 2),
         ("word_accuracy", "b", 1.0, 1),
         ("ned", "b", 1.0, 1),
+        ("cer", "b", 0.0, 1),
         ("word_accuracy", "c", None, 0),
         ("ned", "c", None, 0),
+        ("cer", "c", None, 0),
     ]
+    assert [row.get("characters") for row in rows[:6]] == [None, None, 4, None, None, 2]
     assert {row["protocol"] for row in rows} == {"36"} and {row["split"] for row in rows} == {"test"}
-    assert rows[0]["left_out"] == {"no character of the protocol": 1} and "left_out" not in rows[2]
+    assert rows[0]["left_out"] == {"no character of the protocol": 1} and "left_out" not in rows[3]
     accuracy = averages(rows)[0]
     assert accuracy == {
         "metric": "word_accuracy",
@@ -157,7 +161,9 @@ def test_weighted_average_is_the_accuracy_of_all_words_together():
     for protocol in PROTOCOLS:
         rows = word_rows(predictions, references, sources, ["test"] * 200, protocol)
         for row in averages(rows):
-            whole = {"word_accuracy": word_accuracy, "ned": ned}[row["metric"]](predictions, references, protocol)
+            whole = {"word_accuracy": word_accuracy, "ned": ned, "cer": cer}[row["metric"]](
+                predictions, references, protocol
+            )
             assert row["weighted"] == pytest.approx(whole) and row["n"] == 200 - sum(
                 left_out(references, protocol).values()
             )

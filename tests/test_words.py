@@ -275,6 +275,24 @@ def test_parquet_streams_as_it_loads(tmp_path):
         load_words(tmp_path / "bare.parquet", streaming=True)
 
 
+def test_parquet_streams_leave_out_what_is_damaged_and_say_so(tmp_path, caplog):
+    content = picture(1)
+    rows = {"image": [content, content[:60], None, content, content], "text": ["a", "b", "c", " ", "e"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "words.parquet")
+    with caplog.at_level(logging.WARNING, logger="epigraph"):
+        stream = list(load_words(tmp_path / "words.parquet", streaming=True))
+    assert [(row["id"], row["text"], row["image"].size) for row in stream] == [
+        ("0", "a", (40, 16)),
+        ("4", "e", (40, 16)),
+    ]
+    for line in (
+        "1 is left out, the 1. so far: ",
+        "2 is left out, the 2. so far: no image",
+        "3 is left out, the 3. so",
+    ):
+        assert line in caplog.text
+
+
 # ------------------------------------------------------------------------- folders
 
 

@@ -212,10 +212,10 @@ def _task(arguments: EvaluationArguments, folder: Path) -> str | None:
     if arguments.task:
         return arguments.task
     if is_adapter(folder):
-        base = Path(base_of(folder)).expanduser()
-        if not (base / "config.json").is_file():  # on the Hub or nowhere, which `load` finds out
-            return None
-        folder = base
+        try:
+            folder = checkpoint_folder(base_of(folder))
+        except ValueError:
+            return None  # `load` says why
     kind = load_config(folder, arguments.model).model_type
     if kind in CLASSIFIERS:
         return "classification"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .context_pool import ContextPool, Example
-from .data.leaks import looks_same
+from .data.leaks import look_of, same_look
 from .data.readers import expand_path
 from .data.words import load_words
 from .pool_entries import check_text, open_crop, pixels_hash
@@ -58,7 +58,7 @@ class NearestExamples:
         seed: of what the other modes leave to chance.
 
     Attributes:
-        alike: for the pixels of each query the ids of examples that look the same (`data.leaks.looks_same`): the word
+        alike: for the pixels of each query the ids of examples that look the same (`data.leaks.same_look`): the word
             itself, most likely, stored in another way. Only what was found is compared, so that large pools cost
             nothing.
     """
@@ -66,6 +66,7 @@ class NearestExamples:
     def __init__(self, pool: ContextPool, seed: int = 0):
         self.pool, self.seed, self.encode = pool, seed, pool.encode
         self.alike: dict[str, list[str]] = {}
+        self._looks: dict[str, tuple] = {}  # of examples
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -75,9 +76,15 @@ class NearestExamples:
         pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(images)]
         found = self._find(pictures, k, keys, source)
         for picture, examples in zip(pictures, found):
-            if alike := [example.id for example in examples if looks_same(picture, example.image)]:
+            own = look_of(picture)
+            if alike := [example.id for example in examples if same_look(own, self._look(example))]:
                 self.alike[pixels_hash(picture)] = alike
         return found
+
+    def _look(self, example: Example) -> tuple:
+        if example.id not in self._looks:
+            self._looks[example.id] = look_of(example.image)
+        return self._looks[example.id]
 
     def _find(self, pictures: list, k: int, keys, source: str | None) -> list[list[Example]]:
         return self.pool.search(pictures, k, keys=keys, source=source)

@@ -58,12 +58,15 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
 
 
-def looks_same(one: Image.Image, other: Image.Image) -> bool:
+def look_of(image: Image.Image) -> tuple[int, np.ndarray]:
+    """What `same_look` compares: the hash, and the small grey picture (288,) uint8."""
+    return perceptual_hash(image), _grey(image, COMPARED).astype(np.uint8).ravel()
+
+
+def same_look(one: tuple[int, np.ndarray], other: tuple[int, np.ndarray]) -> bool:
     """Whether `find_leaks` would report two images as a pair; images of one colour are like nothing."""
-    if (perceptual_hash(one) ^ perceptual_hash(other)).bit_count() > MAX_DISTANCE:
-        return False
-    pictures = (_standardised(_grey(image, COMPARED).astype(np.uint8).ravel()) for image in (one, other))
-    return float(np.dot(*pictures)) >= MIN_CORRELATION
+    near = (one[0] ^ other[0]).bit_count() <= MAX_DISTANCE
+    return near and float(_standardised(one[1]) @ _standardised(other[1])) >= MIN_CORRELATION
 
 
 def find_near(train: np.ndarray, test: np.ndarray, max_distance: int = MAX_DISTANCE) -> Iterator[tuple[int, int, int]]:
@@ -158,4 +161,4 @@ def _standardised(picture: np.ndarray) -> np.ndarray:
     return picture / max(float(np.linalg.norm(picture)), 1e-6)
 
 
-__all__ = ["Leak", "find_leaks", "find_near", "looks_same", "perceptual_hash"]
+__all__ = ["Leak", "find_leaks", "find_near", "look_of", "perceptual_hash", "same_look"]

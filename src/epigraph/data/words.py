@@ -95,11 +95,11 @@ def load_words(
         split: keep these rows only.
         source: keep these rows only.
         streaming: give an `IterableDataset`, which reads where the data lie, in any number of workers; each opens the
-            files for itself. What it leaves out is logged while it reads.
+            files for itself. What it leaves out is logged while it reads; here that is every damaged image.
 
     Returns:
         The rows, in the order of the files. Every image of LMDBs has been decoded once; of images in folders only the
-        headers are read, of parquet nothing: `check_images` finds what is damaged.
+        headers are read, of parquet nothing: `check_images` finds what is damaged, `load_checked_words` does both.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -278,10 +278,24 @@ def _stream_parquet(files: list[Path], path: Path, split: str | None, source: st
     stream = datasets.load_dataset(
         "parquet", data_files=names, split="train", streaming=True, filters=filters or None, features=features
     )
-    if "id" in columns:
-        return stream
-    features = datasets.Features({**features, "id": datasets.Value("string")})
-    return stream.map(lambda row, number: {"id": str(number)}, with_indices=True, features=features)
+    if "id" not in columns:
+        features = datasets.Features({**features, "id": datasets.Value("string")})
+        stream = stream.map(lambda row, number: {"id": str(number)}, with_indices=True, features=features)
+    stream = stream.cast_column("image", datasets.Image(decode=False)).filter(_Usable(str(path)))
+    return stream.cast_column("image", datasets.Image())
+
+
+class _Usable:
+    """Whether a row of a stream of parquet files can be used; logs by name what cannot."""
+
+    def __init__(self, path: str):
+        self.path, self.left_out = path, 0
+
+    def __call__(self, row: dict) -> bool:
+        if problem := _problem(row["image"], row["text"]):
+            self.left_out += 1
+            logger.warning("%s: %s is left out, the %d. so far: %s", self.path, row["id"], self.left_out, problem)
+        return not problem
 
 
 # --------------------------------------------------------------------------------------------------------------- LMDB
