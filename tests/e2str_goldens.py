@@ -79,7 +79,7 @@ def official(where: str = "shipped") -> dict[str, torch.Tensor]:
 
 def build(where: str = "shipped", attention: str = "sdpa"):
     """The recorded model, in evaluation mode."""
-    tensors = convert_e2str_state_dict(official(where))
+    tensors = {name: value.clone() for name, value in convert_e2str_state_dict(official(where)).items()}
     model = _e2str_model(tensors, e2str_config(tensors, HYPER_PARAMETERS)).eval()
     model.set_attn_implementation(attention)
     return model

@@ -7,6 +7,7 @@ import pytest
 import torch
 from e2str_goldens import CASES, FIXTURES, META, WHERE, build, golden, gradients, images, official, prepared, processor
 from e2str_goldens import stage2 as stage2_pairs
+from transformers.models.opt import modeling_opt
 
 from epigraph.context_pool import ContextPool
 from epigraph.models.modeling_e2str import E2STRMedia
@@ -129,8 +130,8 @@ def test_steps(case, where, attention):
         if step in tensors:
             compared += 1
             expected = tensors[step]
-            # What stands at padding is read by nobody, and differs between the two attentions.
-            if value.shape[:2] == mask.shape and step not in ("vision_tokens", "perceiver_out"):
+            # What stands at padding is read by nobody; only eager attention repeats it.
+            if attention == "sdpa" and step not in ("vision_tokens", "vision_pooled", "perceiver_out"):
                 value, expected = value[mask], expected[mask]
             torch.testing.assert_close(value, expected, **CLOSE, msg=lambda text, step=step: f"{step}: {text}")
     assert compared >= 5
@@ -143,7 +144,8 @@ def test_logits_and_losses(case, where, attention):
     given = inputs(case, where)
     output = model(**given, labels=prepared(case)["labels"])
     mask = given["attention_mask"].bool()
-    torch.testing.assert_close(output.logits[mask], tensors["logits"][mask], **CLOSE)
+    compared = mask if attention == "sdpa" else torch.ones_like(mask)
+    torch.testing.assert_close(output.logits[compared], tensors["logits"][compared], **CLOSE)
     torch.testing.assert_close(output.loss, tensors["loss_bos_masked"][0], **CLOSE)
     whole = model(**given, labels=prepared(case, official_labels=True)["labels"])
     # The official loss of a padded batch also is about what a padded position predicts.
@@ -177,14 +179,27 @@ def test_each_position_sees_the_recorded_image(case, where, attention):
     assert (tensors["text_time"] == 0).any() and expected[tensors["text_time"] == 0].eq(0).all()
 
 
+def old_attention(module, query, key, value, attention_mask, scaling, **kwargs):
+    """OPT's attention of the recorded transformers 4.37, which halves the gradient of what a mask forbids."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = torch.max(scores + attention_mask, scores.new_tensor(torch.finfo(scores.dtype).min))
+    weights = scores.softmax(-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
 @pytest.mark.goldens
-# The recorded gradients of padded batches hold what a padded position learns, which only eager attention repeats.
-@pytest.mark.parametrize(
-    "case, attention", [(c, a) for c in CASES for a in ATTENTION if a == "eager" or "pad" not in c]
-)
-def test_gradients_behind_a_frozen_encoder(case, attention, goldens_dir):
-    """Stock OpenFlamingo encodes images without gradients."""
+@pytest.mark.parametrize("case, attention", [*((case, "eager") for case in CASES), ("incontext_3", "sdpa")])
+def test_gradients_behind_a_frozen_encoder(case, attention, goldens_dir, monkeypatch):
+    """Stock OpenFlamingo encodes images without gradients.
+
+    The official loss of the padded batch teaches a padded position, which forbids itself everything. Only there it
+    matters which transformers computes the attention, and that its resized embeddings forgot which row is padding.
+    """
     tensors, model = golden(case, "recorded"), build("recorded", attention)
+    if not tensors["attention_mask"].all():
+        monkeypatch.setattr(modeling_opt, "eager_attention_forward", old_attention)
+        model.get_input_embeddings().padding_idx = None
     model.model.vision_model.requires_grad_(False)
     model(**inputs(case, "recorded"), labels=tensors["labels"]).loss.backward()
     expected = gradients(tensors)

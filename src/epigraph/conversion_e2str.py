@@ -285,7 +285,7 @@ def _state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
 def _opt_processor(source: str | Path, **image_kwargs) -> E2STRProcessor:
     """E2STR's processor around the tokenizer of an OPT, which gets the two tokens of the prompt."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     except Exception as error:  # a folder that is none, a name that the Hub does not have, no network: all differ
         reason = str(error).partition("\n")[0][:200]
         raise ConversionError(
@@ -294,7 +294,6 @@ def _opt_processor(source: str | Path, **image_kwargs) -> E2STRProcessor:
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or None in (tokenizer.bos_token, tokenizer.pad_token):
         raise ConversionError(f"the tokenizer {source} has no token for the begin of a sequence, or for padding.")
     tokenizer.add_tokens([END_OF_CHUNK, IMAGE], special_tokens=True)
-    tokenizer.padding_side = "left"
     return E2STRProcessor(E2STRImageProcessor(**image_kwargs), tokenizer, IMAGE, END_OF_CHUNK)
 
 
