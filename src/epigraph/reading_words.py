@@ -159,6 +159,8 @@ def open_pool(pool, encode: WordEncoder) -> "ContextPool":
 
     if isinstance(pool, (str, Path)):  # all else is searched as a ContextPool is
         return ContextPool.load(pool, encode)
+    if not hasattr(pool, "search"):
+        raise ValueError(f"pool is a ContextPool, its folder or its Hub id, not a {type(pool).__name__}.")
     if not len(pool):
         return pool
     if pool.encode is None:
@@ -218,15 +220,16 @@ class WordReader:
     ):
         config, defaults = model.config, model.generation_config
         ours = processor.image_token_id, processor.end_of_chunk_token_id
-        if ours != (config.image_token_id, config.end_of_chunk_token_id):
-            raise ValueError("the processor numbers the tokens of the prompt differently; pass the model's own.")
+        known, written = len(processor.tokenizer), config.text_config.vocab_size
+        if ours != (config.image_token_id, config.end_of_chunk_token_id) or known > written:
+            raise ValueError("the processor numbers other tokens than the model; pass the model's own.")
         self.model, self.processor, self.explain = model, processor, explain
         self.encode = encoder(model, processor)
         self.pool = None if pool is None else open_pool(pool, self.encode)
         self.k, self.gate = k, gate
         # A reading is characters: no tokens of the prompt, and none that the tokenizer has no character for.
         numbers = {config.pad_token_id, config.bos_token_id, config.image_token_id}
-        numbers |= set(range(len(processor.tokenizer), config.text_config.vocab_size))
+        numbers |= set(range(known, written))
         self.generation = {
             "num_beams": 1 if generation.get("do_sample") else max(defaults.num_beams or BEAMS, n_best),
             "max_new_tokens": defaults.max_new_tokens or NEW_TOKENS,
