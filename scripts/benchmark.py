@@ -4,10 +4,13 @@
     python scripts/benchmark.py comer --only 'comer/b1/*' --json benchmark.json
     python scripts/benchmark.py synthesis --profile
     python scripts/benchmark.py pixelvit --only 'pixelvit/*/peak_fraction'
+    python scripts/benchmark.py e2str --only 'e2str/b8/k2/beam3/ratio'
 
 `synthesis` draws four rounds of every kind that fill the caches of glyphs and are not counted, then takes the best of
 three rounds of new samples, in about a minute of CPU in all. `pixelvit` trains PixelViT-tiny and transformers' ViT
-with patches of one pixel on one thread, about ten minutes of CPU in all, or compiled on `--device cuda`.
+with patches of one pixel on one thread, about ten minutes of CPU in all, or compiled on `--device cuda`. `e2str` reads
+words with examples in context as the official code does and as ours, and fails where they read differently; about five
+minutes of CPU in all.
 
 Times are CPU seconds of the process (on CUDA wall seconds). Rows are named alike on every machine; compare machines
 by `matmul_gflop_per_cpu_second`, which is measured at the start.
@@ -233,7 +236,14 @@ def pixelvit_rows(wanted: Wanted, device: str) -> Iterator[Row]:
     yield from (Row(*row) for row in rows(wanted, device))
 
 
-METHODS = {"comer": comer_rows, "synthesis": synthesis_rows, "pixelvit": pixelvit_rows}
+def e2str_rows(wanted: Wanted, device: str) -> Iterator[Row]:
+    """E2STR with examples in context, against the official loop; an error where they read differently."""
+    from benchmark_e2str import e2str_rows as rows
+
+    yield from (Row(*row) for row in rows(wanted, device))
+
+
+METHODS = {"comer": comer_rows, "synthesis": synthesis_rows, "pixelvit": pixelvit_rows, "e2str": e2str_rows}
 
 
 def main():

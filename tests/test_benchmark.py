@@ -105,3 +105,82 @@ def test_script(run_python, tmp_path):
     assert row["name"] in done.stdout and report["matmul_gflop_per_cpu_second"] > 0
     failed = run_python([script, "comer", "--only", "nothing"], ok=False)
     assert failed.returncode == 2 and "no row of comer matches 'nothing'" in failed.stderr
+
+
+# --------------------------------------------------------------------------------------------------------------- E2STR
+
+
+@pytest.fixture
+def e2str(benchmark, monkeypatch):
+    """What measures E2STR, of fewer queries."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import benchmark_e2str
+
+    monkeypatch.setattr(benchmark_e2str, "QUERIES", 3)
+    monkeypatch.setattr(benchmark_e2str, "OFFICIAL_QUERIES", 2)
+    monkeypatch.setattr(benchmark_e2str, "ROUNDS", 1)
+    return benchmark_e2str
+
+
+@pytest.fixture
+def tiny_e2str():
+    from epigraph.models.configuration_e2str import E2STRConfig
+
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
+    return E2STRConfig(vision_config=vision, text_config=text, resampler_config={"num_hidden_layers": 1})
+
+
+def test_e2str_rows(e2str, tiny_e2str):
+    found = list(e2str.e2str_rows(lambda name: True, "cpu", tiny_e2str, new_tokens=7))
+    rows = {name: value for name, value, _ in found}
+    prefix = "e2str/b3/k2/beam3"
+    cached, official = rows[f"{prefix}/cached/cpu_seconds"], rows[f"{prefix}/official/cpu_seconds"]
+    assert rows[f"{prefix}/ratio"] == pytest.approx(official / cached)
+    for way, stages in (
+        ("cached", ("open", "encode", "context", "decode")),
+        ("official", ("open", "key", "plain_encode", "plain_decode", "encode", "decode")),
+    ):
+        parts = [rows[f"{prefix}/{way}/{stage}/cpu_seconds"] for stage in stages]
+        assert sum(parts) == pytest.approx(rows[f"{prefix}/{way}/cpu_seconds"]) and min(parts) > 0
+    assert rows[f"{prefix}/score_difference"] < 1e-4
+    assert rows[f"{prefix}/ratio_without_plain"] < rows[f"{prefix}/ratio"] > rows[f"{prefix}/ratio_cold"]
+    assert {f"{prefix}/bf16/ratio", "e2str/b1/k2/beam3/ratio", "e2str/b1/k2/beam3/cached/cpu_seconds"} <= rows.keys()
+    assert len(rows) == len(found)
+    only = e2str.e2str_rows(lambda name: name.endswith("b3/k2/beam3/cached/cpu_seconds"), "cpu", tiny_e2str, 2)
+    assert [name for name, _, _ in only] == [f"{prefix}/cached/cpu_seconds"]
+
+
+def test_e2str_official_loop_makes_the_passes_that_are_said(e2str, tiny_e2str, tmp_path):
+    model = e2str.e2str_model("cpu", tiny_e2str)
+    task, passes, projected = e2str.e2str_task(tmp_path, tiny_e2str, 3), [], []
+    model.model.vision_model.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    for layer in model.model.text_model.layers:
+        layer.cross_attention.attention.k_proj.register_forward_hook(
+            lambda _, inputs, __: projected.append(tuple(inputs[0].shape[:2]))
+        )
+    known = e2str.pool_latents(model, task, e2str.Clock("cpu"))
+    assert passes == [6]
+    ours = e2str.read_cached(model, task, known, e2str.Clock("cpu"), 5)
+    assert passes == [6, 3]
+    # Of each layer once for the examples, and once for the queries.
+    assert sorted(projected) == 2 * [(3, 64)] + 2 * [(6, 64)]
+    passes.clear(), projected.clear()
+    plain, read = e2str.read_officially(model, task, 1, e2str.Clock("cpu"), 5)
+    assert passes == [1, 3, 9]
+    assert projected == 2 * 5 * [(3, 64)] + 2 * 5 * [(3, 3 * 64)]
+    assert torch.equal(read.ids[0], ours.ids[1]) and not torch.equal(read.ids, plain.ids)
+    torch.testing.assert_close(read.scores[0], ours.scores[1], atol=1e-5, rtol=1e-5)
+
+
+def test_e2str_different_readings_are_an_error(e2str, tiny_e2str, tmp_path):
+    measured = e2str.Measured(e2str.e2str_model("cpu", tiny_e2str), tmp_path, new_tokens=5)
+    measured.cached[1].ids[1, 3] += 1
+    with pytest.raises(SystemExit, match="query 1 is read differently from token 3 on"):
+        assert measured.official
+    closed = measured.model
+    for name, weight in closed.named_parameters():
+        if name.endswith("_gate"):
+            torch.nn.init.zeros_(weight)
+    with pytest.raises(SystemExit, match="do not depend on images"):
+        assert e2str.Measured(closed, tmp_path, new_tokens=5).official
