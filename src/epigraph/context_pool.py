@@ -45,6 +45,7 @@ from .pool_entries import (
     open_crop,
     pixels_hash,
     rows_of,
+    several,
     stored_image,
 )
 from .pool_history import History
@@ -193,7 +194,7 @@ class ContextPool:
             ValueError: an image that cannot be read, a text that cannot be one, an image that stands in the pool with
                 another text, or keys that are no keys; one sentence that names the image. Nothing was added then.
         """
-        images, texts = list(images), [texts] if isinstance(texts, str) else list(texts)
+        images, texts = several(images), [texts] if isinstance(texts, str) else list(texts)
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts were given; each image needs one text.")
 
@@ -215,7 +216,7 @@ class ContextPool:
                         text, source = check_text(text, name), check_source(source, name)
                         picture, stored = open_crop(image, name)
                         pixels = pixels_hash(picture)
-                        new, gone = self._place_of(name, pixels, text, fresh, replace)
+                        new, gone = self._entries.place_of(name, pixels, text, fresh, replace)
                     except ValueError as error:
                         if not skip:
                             raise
@@ -234,23 +235,6 @@ class ContextPool:
                 self._commit(Operation(uuid.uuid4().hex, at, tuple(writer.shards), tuple(removed)))
             self.added = added
             return added
-
-    def _place_of(self, name: str, pixels: str, text: str, fresh: dict, replace: bool) -> tuple[bool, list[str]]:
-        """Whether an image is new here, and the ids of entries that it takes the place of."""
-        if pixels in fresh:
-            if fresh[pixels] != text:
-                raise ValueError(
-                    f"{name}: the same image is to be added as {fresh[pixels]!r} and as {text!r}; keep the right one."
-                )
-            return False, []
-        standing = self._entries.with_pixels(pixels)
-        others = [row for row in standing if self._entries.value(row, "text") != text]
-        if others and not replace:
-            raise ValueError(
-                f"{name}: the same image stands in the pool as {self._entries.value(others[0], 'text')!r} "
-                f"(id {self._entries.id(others[0])}), and is to be added as {text!r}; give replace=True to correct it."
-            )
-        return len(others) == len(standing), [self._entries.id(row) for row in others]
 
     def _writer(self, refused: list | None, encode: Encode | None = None) -> ShardWriter:
         if encode is None:
@@ -331,7 +315,7 @@ class ContextPool:
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, not {k}.")
-        pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(images)]
+        pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(several(images))]
         with self._mutex:
             if not pictures or not k or not len(self):
                 return [[] for _ in pictures]
@@ -529,7 +513,7 @@ class ContextPool:
 
     def same(self, images: Sequence) -> list[list[str]]:
         """For each image the ids of the entries with exactly its pixels, which a search for it does not find."""
-        pictures = (open_crop(image, f"image {number}")[0] for number, image in enumerate(images))
+        pictures = (open_crop(image, f"image {number}")[0] for number, image in enumerate(several(images)))
         rows = (self._entries.with_pixels(pixels_hash(picture)) for picture in pictures)
         return [[self._entries.id(row) for row in some] for some in rows]
 

@@ -259,6 +259,34 @@ class Entries:
         number = int(np.searchsorted(self._starts, row, "right")) - 1
         return self._tables[number][column][row - self._starts[number]].as_py()
 
+    def place_of(self, name: str, pixels: str, text: str, fresh: dict, replace: bool) -> tuple[bool, list[str]]:
+        """Whether an image is new here, and the ids of entries that it takes the place of.
+
+        Args:
+            name: of the image, for errors.
+            pixels: their hash.
+            text: what it is to be added with.
+            fresh: texts by hash of pixels of those that are to be added with it.
+            replace: it may take the place of the same image with another text.
+
+        Raises:
+            ValueError: it stands here or there with another text.
+        """
+        if pixels in fresh:
+            if fresh[pixels] != text:
+                raise ValueError(
+                    f"{name}: the same image is to be added as {fresh[pixels]!r} and as {text!r}; keep the right one."
+                )
+            return False, []
+        standing = self.with_pixels(pixels)
+        others = [row for row in standing if self.value(row, "text") != text]
+        if others and not replace:
+            raise ValueError(
+                f"{name}: the same image stands in the pool as {self.value(others[0], 'text')!r} "
+                f"(id {self.id(others[0])}), and is to be added as {text!r}; give replace=True to correct it."
+            )
+        return len(others) == len(standing), [self.id(row) for row in others]
+
     def texts(self) -> list[str]:
         """Of the rows in force, in order."""
         found = []
@@ -422,6 +450,11 @@ def check_source(source, name: str) -> str:
     if source is not None and (not isinstance(source, str) or len(source) > MAX_STRING):
         raise ValueError(f"{name}: its source must be a string of at most {MAX_STRING:,} characters.")
     return source or ""
+
+
+def several(images) -> list:
+    """Images as a list, also where there is only one."""
+    return [images] if isinstance(images, (str, bytes, Path, Image.Image)) else list(images)
 
 
 def open_crop(item, name: str) -> tuple[Image.Image, bytes]:
