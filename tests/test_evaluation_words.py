@@ -214,7 +214,11 @@ def test_icdar_2013_has_its_sizes(folder, recogniser, data_dir, tmp_path, monkey
 def test_damaged_records_are_left_out_counted_and_named(folder, recogniser, tmp_path, capsys):
     recogniser()
     good = png(word_picture("good"))
-    rows = {"image": [good, good[: len(good) // 2], None, good], "text": ["good", "cut", "none", " "], "id": list("wxyz")}
+    rows = {
+        "image": [good, good[: len(good) // 2], None, good],
+        "text": ["good", "cut", "none", " "],
+        "id": list("wxyz"),
+    }
     data = tmp_path / "words.parquet"
     datasets.Dataset.from_dict(rows).to_parquet(data)
     results = run(folder, data)
@@ -561,6 +565,21 @@ def test_batches_change_no_result(tiny_e2str, tmp_path):
         for size in (1, 4)
     ]
     assert rows[0]["rows"] == rows[1]["rows"]
+
+
+def test_the_function_for_training_restores_the_mode_and_counts_what_it_cannot_read(tiny_e2str):
+    from epigraph.reading import load
+
+    model, processor = load(tiny_e2str, "word")
+    model.train()
+    good = png(word_picture("one"))
+    rows = {"id": list("abc"), "image": [good, good[:100], None], "text": ["one", "two", "three"]}
+    rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    measured = evaluation_words.evaluate_words(model, processor, rows, batch_size=2)
+    readings = measured["readings"]
+    assert model.training and [bool(reading.error) for reading in readings] == [False, True, True]
+    assert [reading.name for reading in readings] == ["a", "b", "c"] and readings[2].text == ""
+    assert measured["metrics"]["word_accuracy"] == (readings[0].text == "one") / 3
 
 
 def test_pools_of_other_models_are_refused(tiny_e2str, tmp_path):

@@ -7,6 +7,7 @@ texts. `epigraph.read_all` takes them as it takes a `ContextPool`.
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,12 @@ class Contents:
 
     def __iter__(self) -> Iterator[bytes]:
         for row in self.rows:
-            yield row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            image = row["image"] or {"bytes": b"", "path": None}
+            content = image["bytes"] or b""
+            if not content and image["path"]:
+                with suppress(OSError):
+                    content = Path(image["path"]).read_bytes()
+            yield content  # nothing, where there is nothing: no image to whoever reads it
 
 
 def pixels_of(contents: Contents) -> Iterator[str | None]:

@@ -273,29 +273,34 @@ def _stream_parquet(files: list[Path], path: Path, split: str | None, source: st
             raise ValueError(f"{path}: no source '{source}'; there are {names_of(map(str, sources))}.")
         filters.append(("source", "==", source))
     features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
-    features["image"] = datasets.Image()
-    names = [str(file) for file in files]
-    stream = datasets.load_dataset(
-        "parquet", data_files=names, split="train", streaming=True, filters=filters or None, features=features
-    )
-    if "id" not in columns:
-        features = datasets.Features({**features, "id": datasets.Value("string")})
-        stream = stream.map(lambda row, number: {"id": str(number)}, with_indices=True, features=features)
-    stream = stream.cast_column("image", datasets.Image(decode=False)).filter(_Usable(str(path)))
-    return stream.cast_column("image", datasets.Image())
+    features["image"], shards, count = datasets.Image(), [], 0
+    for file in files:
+        opened = pyarrow.parquet.ParquetFile(file)
+        for group in range(opened.num_row_groups):
+            shards.append({"base": str(file), "group": group, "filters": filters, "first": count})
+            if "id" not in columns:  # rows are then numbered as they would be without streaming
+                table = opened.read_row_group(group, columns=[column for column, *_ in filters] or ["text"])
+                count += sum(_wanted(row, filters) for row in table.to_pylist())
+    return _stream(parquet_rows, shards, datasets.Features({"id": datasets.Value("string"), **features}))
 
 
-class _Usable:
-    """Whether a row of a stream of parquet files can be used; logs by name what cannot."""
+def parquet_rows(shards: list[dict]) -> Iterator[dict]:
+    """The rows of these row groups, with all their columns; `problem` says why one cannot be used."""
+    import pyarrow.parquet
 
-    def __init__(self, path: str):
-        self.path, self.left_out = path, 0
+    for shard in shards:
+        number = shard["first"]
+        with pyarrow.parquet.ParquetFile(shard["base"]) as file:
+            batches = file.iter_batches(batch_size=100, row_groups=[shard["group"]])
+            for row in (row for batch in batches for row in batch.to_pylist() if _wanted(row, shard["filters"])):
+                image = row["image"] if isinstance(row["image"], dict) else {"bytes": row["image"], "path": None}
+                problem = _problem(image, row["text"])
+                yield {"id": str(number), **row, "image": None if problem else image, "problem": problem}
+                number += 1
 
-    def __call__(self, row: dict) -> bool:
-        if problem := _problem(row["image"], row["text"]):
-            self.left_out += 1
-            logger.warning("%s: %s is left out, the %d. so far: %s", self.path, row["id"], self.left_out, problem)
-        return not problem
+
+def _wanted(row: dict, filters: list[tuple]) -> bool:
+    return all(row[column] == value for column, _, value in filters)
 
 
 # --------------------------------------------------------------------------------------------------------------- LMDB
@@ -546,11 +551,11 @@ def _without_problems(dataset: Dataset, path: Path) -> tuple[Dataset, WordReport
     return dataset, report
 
 
-def _stream(rows, shards: list[dict]) -> IterableDataset:
+def _stream(rows, shards: list[dict], features: Features | None = None) -> IterableDataset:
     import datasets
 
     # The pieces are what workers share out and what a shuffle reorders, so that there must be several.
-    features = datasets.Features({name: kind for name, kind in _features().items() if name != "problem"})
+    features = features or datasets.Features({name: kind for name, kind in _features().items() if name != "problem"})
     return datasets.IterableDataset.from_generator(
         _usable_rows, features=features, gen_kwargs={"shards": [(rows, shard) for shard in shards]}
     )
