@@ -151,7 +151,7 @@ def test_a_missing_tensor_is_reported_and_initialised(spec, saved):
     save_file({name: weights[name] for name in weights if name not in gone}, saved / "model.safetensors")
     torch.manual_seed(0)
     loaded, info = spec.model.from_pretrained(saved, output_loading_info=True)
-    assert sorted(info["missing_keys"]) == gone
+    assert sorted(set(info["missing_keys"]) - set(spec.model._tied_weights_keys or {})) == gone
     torch.manual_seed(0)
     fresh = spec.model(loaded.config)
     for name in gone:
@@ -334,7 +334,7 @@ def test_eight_examples_are_learnt(spec):
         assert model.eval()(**batch).loss < 10 * bound
     if model.can_generate():
         labels = batch.pop("labels")
-        sequences = model.generate(**batch, num_beams=2, max_length=labels.shape[1] + 2)
+        sequences = model.generate(**batch, num_beams=2, max_new_tokens=labels.shape[1] + 1)
         read = [" ".join(text.split()) for text in spec.decode(spec.processor(), sequences)]
         assert read == spec.answers
 
@@ -379,7 +379,7 @@ def test_lora(spec, saved, tmp_path, targets):
     torch.testing.assert_close(forward(spec, by_auto, batch), expected)
     if base.can_generate():
         del batch["labels"]
-        how = {"num_beams": 3, "max_length": 12, "return_dict_in_generate": True}
+        how = {"num_beams": 3, "max_new_tokens": 11, "return_dict_in_generate": True, "output_scores": True}
         with_adapter = onto_base.generate(**batch, **how)
     merged = onto_base.merge_and_unload()
     torch.testing.assert_close(forward(spec, merged, spec.collate(spec.rows(8))), expected, atol=2e-4, rtol=1e-3)

@@ -131,8 +131,8 @@ class E2STRProcessor(ProcessorMixin):
                     chunks.append([])
                 elif token >= 0 and (token != padding or chunks[-1]):
                     chunks[-1].append(token)
-            # Behind the end of the last chunk there is padding at most.
-            last = chunks[-1] if chunks[-1] or len(chunks) == 1 else chunks[-2]
+            # Behind a reading there is padding at most, which a beam search takes the end of chunk for.
+            last = next((chunk for chunk in reversed(chunks) if chunk), [])
             start = last.index(self.image_token_id) + 1 if self.image_token_id in last else 0
             texts.append(self.tokenizer.decode(last[start:], skip_special_tokens=True))
         return texts
