@@ -13,6 +13,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 from epigraph import pool_entries
 from epigraph.context_pool import ContextPool, weights_hash
+from epigraph.pool_encoder import LatentCache
 
 WIDTH = 8
 
@@ -305,6 +306,57 @@ def test_latents_are_computed_once_and_kept_within_bounds():
     assert torch.is_tensor(found[0][0].latents) and found[0][0].latents.shape == (2, WIDTH)
     pool.search([picture(9)], k=6)
     assert len(pool._latents) == 3 and pool._latents.held == pool._latents.limit
+
+
+def test_latents_of_an_entry_are_counted_once():
+    cache = LatentCache(100)
+    for _ in range(5):
+        cache.put(1, np.zeros(10, np.float32))
+    assert cache.held == 40 and len(cache) == 1
+    cache.put(2, np.zeros(10, np.float32))
+    assert cache.get(1) is not None
+    cache.put(3, np.zeros(10, np.float32))
+    assert cache.get(2) is None and cache.get(1) is not None, "the least recently used one went"
+    cache.put(4, np.zeros(1000, np.float32))
+    assert not len(cache) and cache.held == 0, "what has no room alone is not kept"
+
+
+def test_one_image_is_a_list_of_one(tmp_path):
+    picture(1).save(tmp_path / "one.png")
+    pool = ContextPool(Encoder())
+    pool.add(tmp_path / "one.png", "one")
+    pool.add(picture(2), "two")
+    assert pool.texts == texts(pool) == ["one", "two"]
+    assert [[e.text for e in found] for found in pool.search(picture(2))] == [["one"]]
+    assert pool.same(str(tmp_path / "one.png")) == [pool.ids[:1]] and pool.same([picture(3)]) == [[]]
+    pool.remove(pool.ids[0])
+    assert pool.texts == ["two"]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_entries(tmp_path, monkeypatch):
+    """What `scripts/benchmark_pool.py` times with a million: the right ones are found, and changed."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    import benchmark_pool
+
+    benchmark_pool.write_pool(tmp_path, 100_000, 16)
+    keys = np.concatenate([benchmark_pool.random_keys(10_000, 16, start) for start in range(0, 100_000, 10_000)])
+
+    def encode(images):
+        return keys[: len(images)], np.zeros((len(images), 2, 16), np.float32)
+
+    encode.weights_sha256 = "random"
+    pool = ContextPool.load(tmp_path, encode)
+    queries = keys[[5, 70_000, 99_999]] + 0.01
+    nearest = np.argsort(-(queries @ keys.T), axis=1)[:, :3]
+    images = [picture(number) for number in range(3)]
+    found = pool.search(images, k=3, keys=queries)
+    assert [[e.text for e in examples] for examples in found] == [[f"word{n}" for n in row] for row in nearest]
+    pool.remove(found[1][0].id)
+    pool.add(picture(7), "new")
+    assert len(pool) == 100_000 and pool.search(images, k=2, keys=queries)[1] == found[1][1:]
+    pool.save()
+    assert ContextPool.load(tmp_path, encode).texts == pool.texts
 
 
 def test_more_keys_than_one_block_holds(monkeypatch):

@@ -141,6 +141,20 @@ def test_undoing_what_another_process_has_compacted(tmp_path):
         second.save()
 
 
+def test_a_removal_that_another_process_made_final_cannot_be_undone(tmp_path):
+    pool_of(1, 2).save(tmp_path)
+    first = ContextPool.load(tmp_path, Encoder())
+    first.remove(first.ids[0])
+    first.save()
+    second = ContextPool.load(tmp_path, Encoder())
+    second.compact()
+    second.save()
+    assert first.undo()[1] and len(first) == 2
+    with pytest.raises(ValueError, match="was rewritten or undone by another process"):
+        first.save()
+    assert texts(ContextPool.load(tmp_path, Encoder())) == ["word2"]
+
+
 def test_another_pool_is_not_overwritten_unasked(tmp_path):
     pool_of(1).save(tmp_path)
     before = listing(tmp_path)
