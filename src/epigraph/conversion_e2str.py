@@ -517,16 +517,25 @@ def _load_opt(source: str | Path) -> OPTForCausalLM:
     """An OPT of the Hub or of a folder, in single precision."""
     try:
         config = AutoConfig.from_pretrained(source)
-        if config.model_type == "opt":
-            # Files of torch.save are read as data here, too: transformers loads them with weights_only.
-            opt, report = OPTForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        if config.model_type != "opt":
+            raise ValueError(f"its model_type is {config.model_type}")
+        # Files of torch.save are read as data here, too: transformers loads them with weights_only. With sizes that
+        # do not fit ignored, the report names them.
+        opt, report = OPTForCausalLM.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # what is raised depends on what is wrong
         reason = str(error.__cause__ or error).partition("\n")[0][:200]
+        if "weights_only" in reason:  # torch goes on to explain how to run what is in there
+            reason = "its weights are a pickle that could run code, or damaged: nothing was loaded"
         raise ConversionError(f"{source} is damaged, or no folder or Hub id of an OPT ({reason}).") from None
-    if config.model_type != "opt":
-        raise ConversionError(f"{source} holds a model of the type {config.model_type}; only OPT can be converted.")
     if missing := sorted(report["missing_keys"]):
         raise ConversionError(f"{source} lacks {len(missing)} tensors, the first: {', '.join(missing[:3])}.")
+    if unknown := sorted(report["unexpected_keys"]):
+        raise ConversionError(f"{source} holds {len(unknown)} tensors that are not OPT's: {', '.join(unknown[:3])}.")
+    if wrong := sorted((name, tuple(theirs), tuple(ours)) for name, theirs, ours in report["mismatched_keys"]):
+        name, theirs, ours = wrong[0]
+        raise ConversionError(f"{source}: {name} has the shape {theirs}; its configuration calls for {ours}.")
     if not opt.config.tie_word_embeddings:
         raise ConversionError(f"{source} does not write with its token embeddings, as E2STR does.")
     return opt
