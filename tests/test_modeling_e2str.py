@@ -60,7 +60,8 @@ def test_the_official_model_has_its_published_number_of_parameters():
     }
     parts["decoder"] = sum(p.numel() for p in model.parameters()) - sum(parts.values())
     millions = {name: round(count / 1e6, 2) for name, count in parts.items()}
-    assert millions == {"vision": 85.09, "resampler": 37.83, "cross": 75.53, "decoder": 125.24}
+    # 324.28 with the 0.39 of a projection that is in the published vision encoder and is never used.
+    assert millions == {"vision": 85.29, "resampler": 37.83, "cross": 75.53, "decoder": 125.24}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_parts_survive_saving_whatever_is_default_where(config, tmp_path):
     for part, kind in E2STRConfig.sub_configs.items():
         assert type(getattr(loaded, part)) is kind
         assert getattr(loaded, part).to_dict() == getattr(config, part).to_dict()
-    assert loaded.to_dict() == config.to_dict()
+    assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
 
 
 def test_parts_are_given_as_they_are_or_in_part():

@@ -239,16 +239,16 @@ class E2STRPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
+        if isinstance(module, (E2STRResampler, E2STRGatedCrossAttention)):
+            # OpenFlamingo leaves these to torch, whose linear layers start in proportion to their width.
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.kaiming_uniform_(linear.weight, a=5**0.5)
         if isinstance(module, E2STRResampler):
             init.normal_(module.latents)
         elif isinstance(module, E2STRGatedCrossAttention):
             init.zeros_(module.attention_gate)
             init.zeros_(module.feed_forward_gate)
-        elif isinstance(module, (E2STRLatentAttention, E2STRFeedForward)):
-            # OpenFlamingo leaves these to torch, whose linear layers start in proportion to their width.
-            for linear in module.children():
-                if isinstance(linear, nn.Linear):
-                    init.kaiming_uniform_(linear.weight, a=5**0.5)
 
 
 class E2STRResampler(E2STRPreTrainedModel):
