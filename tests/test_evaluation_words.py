@@ -596,4 +596,5 @@ def test_the_shared_words_are_measured(tiny_e2str, data_dir, tmp_path):
                        "--pool-size", "8", "--protocol", "36", "literature")  # fmt: skip
     assert {row["n"] for row in results["rows"]} <= {5, 6}
     found = results["breakdowns"]["context"]
+    assert found["pool"]["path"] == "${EPIGRAPH_DATA}/words.parquet"
     assert found["pool"]["size"] == 8 and found["pool"]["entries"] == 257 and found["pool"]["sources"] == {"svt": 8}

@@ -16,6 +16,7 @@ from .cards import METRIC_NAMES, shown
 from .context_pool import ContextPool, Example
 from .data.protocols import DEFAULT_PROTOCOL, benchmark_subset, comparable_answer, comparable_label
 from .data.words import WordReport, keep_words, load_checked_words
+from .evaluation import EvaluationArguments, portable
 from .evaluation_pools import Contents, NearestExamples, OpenedPool, RandomExamples, WrongTexts, open_pool, pixels_of
 from .metrics import averages, left_out, word_breakdowns, word_metrics, word_rows
 from .reading import load, read_all
@@ -23,8 +24,6 @@ from .reading_words import encoder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from .evaluation import EvaluationArguments
 
 CONTEXTS = {"none": None, "knn": NearestExamples, "random": RandomExamples, "wrong": WrongTexts, "copy": None}
 
@@ -106,7 +105,7 @@ def _copied(contents: Contents, names: list[str], examples: NearestExamples, pro
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def measure_words(arguments: "EvaluationArguments", folder: Path) -> tuple[list[dict], dict]:
+def measure_words(arguments: EvaluationArguments, folder: Path) -> tuple[list[dict], dict]:
     """Rows and breakdowns of a model that reads words."""
     dataset, report = load_checked_words(arguments.data, arguments.split, arguments.source, arguments.limit)
     chosen = keep_words(dataset, arguments.only_alnum, arguments.min_length)
@@ -142,7 +141,7 @@ def measure_words(arguments: "EvaluationArguments", folder: Path) -> tuple[list[
 class _Words:
     """What was read, beside what there was to read."""
 
-    def __init__(self, dataset: "Dataset", readings: list, alike: list, arguments: "EvaluationArguments"):
+    def __init__(self, dataset: "Dataset", readings: list, alike: list, arguments: EvaluationArguments):
         self.arguments, self.protocols = arguments, arguments.protocol or [DEFAULT_PROTOCOL]
         self.readings, self.alike, self.names = readings, alike, dataset["id"][:]
         self.answers, self.labels = [reading.text for reading in readings], dataset["text"][:]
@@ -221,7 +220,7 @@ class _Words:
             "gate": given.gate,
             "seed": given.pool_seed,
             "pool": {
-                "path": given.pool,
+                "path": portable(given.pool),
                 "split": given.pool_split,
                 "source": given.pool_source,
                 "size": len(opened.pool),
