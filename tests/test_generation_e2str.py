@@ -316,7 +316,10 @@ def a_context(model, prompt=(BOS,), images=0):
             "prompt 0 stands for 2 images, but 1 were given",
         ),
         ({"pixel_values": pictures(2, 2), **left_padded(PROMPTS[1])}, "1 prompts were given, but the images of 2"),
-        ({"pixel_values": pictures(1)}, r"pixel_values must be \(batch, images, channels, height, width\)"),
+        (
+            {"pixel_values": pictures(1), **left_padded(PROMPTS[2])},
+            r"must be \(batch, images, channels, height, width\)",
+        ),
         (
             {"pixel_values": pictures(1, 1), "max_new_tokens": 63},
             "a prompt of 2 tokens and 63 more to be read is longer",

@@ -134,12 +134,11 @@ class E2STRGenerationMixin(GenerationMixin):
             "use_cache": True,
         }
 
-    def _expand_inputs_for_generation(self, expand_size=1, past_key_values=None, **kwargs):
+    def _expand_inputs_for_generation(self, expand_size=1, **kwargs):
         """Beams and further samples share the image that was encoded, and start from the same context."""
-        if expand_size > 1 and past_key_values is not None:
-            past_key_values.batch_repeat_interleave(expand_size)
-        ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        return ids, {**kwargs, "past_key_values": past_key_values}
+        if expand_size > 1 and kwargs.get("past_key_values") is not None:
+            kwargs["past_key_values"].batch_repeat_interleave(expand_size)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
 
     def _settings(self, length: int, kwargs: dict) -> dict:
         """Keyword arguments of transformers' `generate` with our defaults, for prompts of up to `length` tokens."""
