@@ -11,6 +11,7 @@ from epigraph.models.modeling_e2str import E2STRForTextRecognition
 PAD, BOS, EOC, IMAGE = range(4)
 A, B, C = 10, 20, 30  # some characters
 LENGTH = 7  # tokens that are written
+NO_IMAGE = {"suppress_tokens": [IMAGE]}  # random weights write it, too, and there is none to show for it
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ SEARCHES = [
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
 def test_readings_and_scores_are_those_of_the_naive_loop(model, naive, search):
     images, batch = pictures(3, 3), left_padded(*PROMPTS)
-    how = {**search, "return_dict_in_generate": True, "output_scores": True}
+    how = {**search, **NO_IMAGE, "return_dict_in_generate": True, "output_scores": True}
     found = model.generate(images, **batch, max_new_tokens=LENGTH, **how)
     expected = naive.read(images, **batch, **how)
     assert torch.equal(found.sequences, expected.sequences)
@@ -108,7 +109,7 @@ def test_readings_and_scores_are_those_of_the_naive_loop(model, naive, search):
 
 def test_samples_are_those_of_the_naive_loop(model, naive):
     images, batch = pictures(2, 3), left_padded(*PROMPTS[:2])
-    how = {"do_sample": True, "num_return_sequences": 4, "temperature": 1.5, "top_k": 50}
+    how = {**NO_IMAGE, "do_sample": True, "num_return_sequences": 4, "temperature": 1.5, "top_k": 50}
     torch.manual_seed(3)
     found = model.generate(images, **batch, max_new_tokens=LENGTH, **how)
     torch.manual_seed(3)
@@ -175,7 +176,8 @@ def test_contexts_latents_and_prompts_read_alike(model):
 
 def test_no_context_is_the_plain_prompt(model, naive):
     image = pictures(2, 1)
-    expected = naive.read(image, **left_padded(PROMPTS[2], PROMPTS[2]), num_beams=2)
+    how = {**NO_IMAGE, "num_beams": 2}
+    expected = naive.read(image, **left_padded(PROMPTS[2], PROMPTS[2]), **how)
     latents = model.encode(image[:, 0])[1].detach()
     empty = model.read_context([torch.tensor([BOS])], [latents[:0]]) * 2
     for given in (
@@ -184,7 +186,7 @@ def test_no_context_is_the_plain_prompt(model, naive):
         {"pixel_values": image, "contexts": empty},
         {"pixel_values": image, **left_padded(PROMPTS[2], PROMPTS[2])},
     ):
-        assert torch.equal(model.generate(**given, num_beams=2, max_new_tokens=LENGTH), expected)
+        assert torch.equal(model.generate(**given, **how, max_new_tokens=LENGTH), expected)
 
 
 def test_what_stands_behind_the_last_image_is_not_shown(model):
@@ -318,7 +320,7 @@ def a_context(model, prompt=(BOS,), images=0):
         ({"pixel_values": pictures(2, 2), **left_padded(PROMPTS[1])}, "1 prompts were given, but the images of 2"),
         (
             {"pixel_values": pictures(1), **left_padded(PROMPTS[2])},
-            r"must be \(batch, images, channels, height, width\)",
+            r"must be \(batch, images, channels, height,",
         ),
         (
             {"pixel_values": pictures(1, 1), "max_new_tokens": 63},
