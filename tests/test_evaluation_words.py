@@ -557,6 +557,13 @@ def test_e2str_is_measured_in_every_mode(tiny_e2str, tmp_path):
     assert gated["breakdowns"]["context"]["with_examples"]["n"] == 0
 
 
+def test_adapters_are_measured_as_their_base(tiny_e2str, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_e2str)}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    arguments = evaluation.EvaluationArguments(model=str(tmp_path), data="words.parquet")
+    assert evaluation._task(arguments, tmp_path) == "word" == evaluation._task(arguments, tiny_e2str)
+
+
 def test_batches_change_no_result(tiny_e2str, tmp_path):
     data = write(tmp_path / "words.parquet", ["one", "two", "three", "four", "five"])
     pool = write(tmp_path / "pool.parquet", ["six", "seven", "eight"], seed=2)
