@@ -40,6 +40,7 @@ from .pool_entries import (
     check_source,
     check_text,
     copied,
+    crop_picture,
     digest,
     now,
     open_crop,
@@ -315,7 +316,7 @@ class ContextPool:
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, not {k}.")
-        pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(several(images))]
+        pictures = [crop_picture(image, f"query {number}") for number, image in enumerate(several(images))]
         with self._mutex:
             if not pictures or not k or not len(self):
                 return [[] for _ in pictures]
@@ -513,7 +514,7 @@ class ContextPool:
 
     def same(self, images: Sequence) -> list[list[str]]:
         """For each image the ids of the entries with exactly its pixels, which a search for it does not find."""
-        pictures = (open_crop(image, f"image {number}")[0] for number, image in enumerate(several(images)))
+        pictures = (crop_picture(image, f"image {number}") for number, image in enumerate(several(images)))
         rows = (self._entries.with_pixels(pixels_hash(picture)) for picture in pictures)
         return [[self._entries.id(row) for row in some] for some in rows]
 

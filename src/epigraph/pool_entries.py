@@ -457,12 +457,17 @@ def several(images) -> list:
     return [images] if isinstance(images, (str, bytes, Path, Image.Image)) else list(images)
 
 
-def open_crop(item, name: str) -> tuple[Image.Image, bytes]:
-    """A picture in RGB, what is transparent on white, and the bytes to keep it as: its own JPEG, or PNG.
+def crop_picture(item, name: str) -> Image.Image:
+    """A picture in RGB, what is transparent on white.
 
     Takes what `inputs.to_image` takes, and `{"bytes", "path"}` as `datasets` gives images that it does not decode.
     Raises ValueError naming it where it is no picture, empty or larger than `MAX_CROP_PIXELS`.
     """
+    return _on_white(item, name).convert("RGB")
+
+
+def _on_white(item, name: str) -> Image.Image:
+    """See `crop_picture`; what is grey stays grey."""
     if isinstance(item, dict):
         item = item.get("bytes") or item.get("path")
     if item is None:
@@ -477,7 +482,15 @@ def open_crop(item, name: str) -> tuple[Image.Image, bytes]:
     if opened.mode == "RGBA":
         white = Image.new("RGBA", opened.size, "white")
         opened = Image.alpha_composite(white, opened).convert("RGB")
+    return opened
+
+
+def open_crop(item, name: str) -> tuple[Image.Image, bytes]:
+    """What `crop_picture` gives, and the bytes to keep it as: its own JPEG, or PNG."""
+    opened = _on_white(item, name)
     picture = opened.convert("RGB")
+    if isinstance(item, dict):
+        item = item.get("bytes") or item.get("path")
     content = item if isinstance(item, bytes) else b""
     if isinstance(item, (str, Path)) and Path(item).suffix.lower() in (".jpg", ".jpeg"):
         content = Path(item).read_bytes()
@@ -509,7 +522,7 @@ def _picture(pixels: np.ndarray, name: str) -> Image.Image:
 
 def stored_image(content: bytes, name: str) -> Image.Image:
     """An image of the pool, in RGB; ValueError naming the entry where it is damaged."""
-    return open_crop(content, f"entry {name}")[0]
+    return crop_picture(content, f"entry {name}")
 
 
 def array(keys) -> np.ndarray:

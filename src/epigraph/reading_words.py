@@ -22,7 +22,7 @@ from .data.ink import Ink
 from .inputs import open_input, picture_of, to_image
 from .models.generation_e2str import E2STRContext
 from .pool_encoder import Identity, weights_hash
-from .pool_entries import MAX_CROP_PIXELS, MAX_TEXT, Example, open_crop
+from .pool_entries import MAX_CROP_PIXELS, MAX_TEXT, Example, crop_picture
 
 if TYPE_CHECKING:
     from .context_pool import ContextPool
@@ -190,7 +190,7 @@ def prepare(item, name: str) -> Image.Image:
         content = picture_of(content)
     if content.width * content.height > MAX_CROP_PIXELS:
         content = content.reduce(math.ceil(math.sqrt(content.width * content.height / MAX_CROP_PIXELS)))
-    return open_crop(content, name)[0]
+    return crop_picture(content, name)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
