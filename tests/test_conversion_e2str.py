@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from e2str_goldens import HYPER_PARAMETERS, META, golden, images, official, tokenizer
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from epigraph.conversion import ConversionError, main
@@ -366,6 +367,40 @@ def test_an_untrained_e2str_writes_what_its_opt_writes(folders, tmp_path, way):
         base = AutoModel.from_pretrained(folders / "e2str").state_dict()
         kept = {name for name in base if name.startswith(("model.vision_model.", "model.resampler."))}
         assert all(torch.equal(model.state_dict()[name], base[name]) for name in kept) and len(kept) > 100
+
+
+def test_the_files_of_opt_on_the_hub(tmp_path):
+    """As facebook/opt-125m has them: bytes in pairs, half precision in a file of torch.save, spare embeddings."""
+    folder = tmp_path / "opt"
+    folder.mkdir()
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special, alphabet = ["<s>", "<pad>", "</s>", "<unk>"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
+    pairs.train_from_iterator(["Shop hello Shop hello"] * 3, trainer)
+    pairs.model.save(str(folder))
+    size = pairs.get_vocab_size()
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "pad_token": "<pad>"}
+    settings |= {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "ffn_dim": 32, "num_attention_heads": 2}
+    opt = OPTForCausalLM(OPTConfig(**sizes, vocab_size=size + 7, word_embed_proj_dim=32, max_position_embeddings=64))
+    opt.config.save_pretrained(folder)
+    torch.save({name: tensor.half() for name, tensor in opt.state_dict().items()}, folder / "pytorch_model.bin")
+
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+    values = {"vision_config": {**small, "image_size": [32, 128], "patch_size": 8}}
+    (tmp_path / "hparams.json").write_text(json.dumps(values))
+    convert_opt(folder, tmp_path / "out", hyper_parameters=tmp_path / "hparams.json")
+    model, processor = AutoModel.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    spare = opt.model.decoder.embed_tokens.weight[size : size + 2].half().float()
+    assert torch.equal(model.get_input_embeddings().weight[size:], spare)
+    for text in ("Shop", "hello Shop", "né</s><image>", " x "):
+        ids = processor.prompt_ids([text])
+        assert ids[0] == 2 and ids[-2:].tolist() == [size, size + 1] and 2 not in ids[1:]
+        assert processor.decode_readings(ids[None, :-1]) == [text]
+    batch = processor([images(0, 1)], [["Shop", "hello"]])
+    assert torch.isfinite(model(**batch).loss)
 
 
 def test_a_tokenizer_as_long_as_the_embeddings(folders, tmp_path):

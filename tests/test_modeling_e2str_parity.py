@@ -282,7 +282,7 @@ def test_retrieval(where, attention):
     assert [example.text for example in examples] == [META["words"][number] for number in tensors["selected"].tolist()]
     (ranked,) = pool.search(images(6), k=6)
     similarity = torch.tensor([example.similarity for example in ranked])
-    torch.testing.assert_close(similarity, tensors["similarity"].sort(descending=True).values, atol=1e-3, rtol=0)
+    torch.testing.assert_close(similarity, tensors["similarity"].sort(descending=True).values, atol=1e-5, rtol=0)
 
 
 def icl_inputs(where):
