@@ -290,7 +290,8 @@ def test_a_mae_becomes_the_vision_encoder(tmp_path, capsys, kind):
     pixels = processor(images(0, 3))["pixel_values"]
     hidden = model.model.vision_model(pixels[:, 0]).last_hidden_state
     torch.testing.assert_close(hidden, mae_tokens(tensors, pixels[:, 0]), atol=1e-5, rtol=1e-5)
-    assert model.config.vision_config.num_attention_heads == HEADS and processor.image_token == "<image>"
+    vision = model.config.vision_config
+    assert (vision.num_attention_heads, vision.layer_norm_eps) == (HEADS, 1e-6) and processor.image_token == "<image>"
     assert len(processor.decode_readings(model.generate(pixels, max_new_tokens=3))) == 2
 
 
