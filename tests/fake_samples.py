@@ -76,6 +76,16 @@ def written_in(picture):
     return bytes(row[1 : row[0] + 1]).decode()
 
 
+def write_words(path, texts, labels=None, seed=0, **columns):
+    """Word data in parquet: pictures of `texts`, by default labelled with them."""
+    from datasets import Dataset
+
+    rows = {"image": [png(word_picture(text, seed)) for text in texts], "text": labels or texts}
+    rows |= {"id": [f"w{number}" for number in range(len(texts))], "split": ["test"] * len(texts), **columns}
+    Dataset.from_dict(rows).to_parquet(path)
+    return path
+
+
 def encode_letters(pictures):
     """What a pool takes as `encode`, for `word_picture`s: how often each letter occurs, so that words with the same
     letters are near; and latents that nobody reads."""

@@ -5,8 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from fake_samples import FakeRecogniser, encode_letters, png, word_picture, written_in
-from PIL import Image
+from fake_samples import FakeRecogniser, encode_letters, png, word_picture, write_words
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
@@ -16,7 +15,6 @@ from epigraph.cards import metrics_table, read_results, results_section  # noqa:
 from epigraph.context_pool import ContextPool  # noqa: E402
 from epigraph.data.protocols import benchmark_subset  # noqa: E402
 from epigraph.data.words import load_checked_words  # noqa: E402
-from epigraph.evaluation_pools import NearestExamples, RandomExamples, WrongTexts, open_pool  # noqa: E402
 from epigraph.metrics import averages, word_breakdowns, word_rows  # noqa: E402
 
 
@@ -49,14 +47,6 @@ def recogniser(monkeypatch):
     return use
 
 
-def write(path, texts, labels=None, seed=0, **columns):
-    """Word data in parquet: pictures of `texts`, by default labelled with them."""
-    rows = {"image": [png(word_picture(text, seed)) for text in texts], "text": labels or texts}
-    rows |= {"id": [f"w{number}" for number in range(len(texts))], "split": ["test"] * len(texts), **columns}
-    datasets.Dataset.from_dict(rows).to_parquet(path)
-    return path
-
-
 def run(folder, data, *arguments):
     output = data.parent / "results.json"
     given = ["--model", folder, "--data", data, "--task", "word", "--output", output, *arguments]
@@ -85,7 +75,7 @@ BY_HAND = {
 
 def test_protocols_by_hand_in_one_run(folder, recogniser, tmp_path):
     fake = recogniser(SAID)
-    results = run(folder, write(tmp_path / "words.parquet", [*SAID]), "--protocol", *BY_HAND)
+    results = run(folder, write_words(tmp_path / "words.parquet", [*SAID]), "--protocol", *BY_HAND)
     assert len(fake.calls) == 1, "words are read once, however many protocols there are"
     accuracies = values(results)
     for protocol, (accuracy, left_out) in BY_HAND.items():
@@ -106,7 +96,7 @@ def test_protocols_by_hand_in_one_run(folder, recogniser, tmp_path):
 
 def test_default_protocol_and_the_edit_distances(folder, recogniser, tmp_path):
     recogniser({"kitten": "sitting", "Hall": "hall", "abc": ""})
-    results = run(folder, write(tmp_path / "words.parquet", ["kitten", "Hall", "abc"]))
+    results = run(folder, write_words(tmp_path / "words.parquet", ["kitten", "Hall", "abc"]))
     assert values(results) == {"36": (pytest.approx(1 / 3), 3)}
     assert values(results, "ned") == {"36": (pytest.approx((4 / 7 + 1 + 0) / 3), 3)}
     assert values(results, "cer") == {"36": (pytest.approx((3 + 0 + 3) / 13), 3)}
@@ -114,7 +104,7 @@ def test_default_protocol_and_the_edit_distances(folder, recogniser, tmp_path):
 
 def test_json_has_the_fixed_form(folder, recogniser, tmp_path, capsys):
     recogniser({"two": "too"})
-    data = write(tmp_path / "words.parquet", ["one", "two", "three"], source=["a", "a", "b"])
+    data = write_words(tmp_path / "words.parquet", ["one", "two", "three"], source=["a", "a", "b"])
     results = run(folder, data, "--split", "test")
     assert set(results) == {"model", "command", "versions", "weights_sha256", "data_sha256", "rows", "breakdowns"}
     assert results == read_results(tmp_path / "results.json")
@@ -148,7 +138,7 @@ def test_average_error_rates_are_weighted_by_characters():
 
 def test_sets_that_the_protocol_leaves_out_as_a_whole_have_no_value(folder, recogniser, tmp_path, capsys):
     recogniser()
-    results = run(folder, write(tmp_path / "words.parquet", ["a", "?!"], source=["x", "y"]))
+    results = run(folder, write_words(tmp_path / "words.parquet", ["a", "?!"], source=["x", "y"]))
     assert [(row["value"], row["n"]) for row in results["rows"] if row["source"] == "y"] == [(None, 0)] * 3
     assert results["breakdowns"]["averages"][0]["sets"] == 1
     assert "| y | test | 36 | 0 |  |  |  |" in capsys.readouterr().out
@@ -178,7 +168,7 @@ def test_subsets_are_named(source, words, expected):
 def test_filters_make_the_subsets_and_are_recorded(folder, recogniser, tmp_path):
     recogniser()
     texts = ["Ab", "It's", "1st", "word", "日本x"]
-    data = write(tmp_path / "words.parquet", texts, source=["icdar13"] * 5)
+    data = write_words(tmp_path / "words.parquet", texts, source=["icdar13"] * 5)
     results = run(folder, data, "--only_alnum", "--min-length", "3", "--labels", "original")
     assert values(results) == {"36": (1.0, 2)}
     recorded = results["breakdowns"]["data"]
@@ -273,67 +263,11 @@ def test_folders_with_a_table_are_measured(folder, recogniser, tmp_path):
 
 def test_limit_takes_the_first_words(folder, recogniser, tmp_path):
     recogniser({"a": "b"})
-    results = run(folder, write(tmp_path / "words.parquet", ["a", "c", "d"]), "--limit", "2")
+    results = run(folder, write_words(tmp_path / "words.parquet", ["a", "c", "d"]), "--limit", "2")
     assert values(results) == {"36": (0.5, 2)} and "--limit 2" in results["command"]
 
 
 # ------------------------------------------------------------------------------------------------- examples in context
-
-
-def pool_of(*texts, seed=7):
-    pool = ContextPool(encode_letters)
-    pool.add([Image.fromarray(word_picture(text, seed)) for text in texts], list(texts))
-    return pool
-
-
-def test_context_modes_find_what_they_say():
-    pool = pool_of("listen", "silent", "tinsel", "zzz", "qqq")
-    query = Image.fromarray(word_picture("enlist"))
-    (found,) = NearestExamples(pool).search([query], 3)
-    assert {example.text for example in found} == {"listen", "silent", "tinsel"}
-    (wrong,) = WrongTexts(pool, 3).search([query], 3)
-    assert [example.id for example in wrong] == [example.id for example in found]
-    assert [example.similarity for example in wrong] == [example.similarity for example in found]
-    for right, changed in zip(found, wrong):
-        assert changed.text != right.text and changed.text in pool.texts
-        assert np.array_equal(np.asarray(changed.image), np.asarray(right.image))
-    drawn = [RandomExamples(pool, seed).search([query], 2)[0] for seed in range(40)]
-    assert all(len({example.id for example in examples}) == 2 for examples in drawn)
-    assert {example.text for examples in drawn for example in examples} == set(pool.texts), "and with their own texts"
-    assert all(written_in(example.image) == example.text for examples in drawn for example in examples)
-
-
-def test_what_chance_gives_depends_on_seed_and_word_only():
-    pool = pool_of(*(f"word{number}" for number in range(12)))
-    queries = [Image.fromarray(word_picture(f"query{number}")) for number in range(6)]
-    for kind in (RandomExamples, WrongTexts):
-        together = kind(pool, 1).search(queries, 3)
-        alone = [kind(pool, 1).search([query], 3)[0] for query in queries]
-        named = [[(example.id, example.text) for example in examples] for examples in together]
-        assert named == [[(example.id, example.text) for example in examples] for examples in alone]
-        other = kind(pool, 2).search(queries, 3)
-        assert named != [[(example.id, example.text) for example in examples] for examples in other]
-    texts = {}
-    for examples in WrongTexts(pool, 1).search(queries, 12):
-        for example in examples:
-            assert texts.setdefault(example.id, example.text) == example.text, "one wrong text for every word"
-
-
-def test_random_examples_are_never_the_word_itself_and_small_pools_give_fewer():
-    pool = pool_of("a", "b", "c")
-    query = Image.fromarray(word_picture("b", 7))
-    for seed in range(10):
-        (found,) = RandomExamples(pool, seed).search([query], 5)
-        assert sorted(example.text for example in found) == ["a", "c"]
-    assert RandomExamples(ContextPool(encode_letters)).search([query], 2) == [[]]
-
-
-def test_texts_that_differ_in_case_only_are_not_wrong():
-    with pytest.raises(ValueError, match="needs different texts"):
-        WrongTexts(pool_of("Hall", "hall", "HALL"))
-    pool = pool_of("Hall", "hall", "exit")
-    for examples in WrongTexts(pool).search([Image.fromarray(word_picture("hall"))], 3):
-        assert {(example.text == "exit") for example in examples if written_in(example.image) != "exit"} == {True}
 
 
 CONTEXT_WORDS = ["l0st", "r00m", "gate", "t0wn"]
@@ -344,8 +278,8 @@ LEARNT = {("l0st", "sl0t"): "l0st", ("r00m", "m00r"): "m00r", ("gate", "gaten"):
 @pytest.fixture
 def context_data(tmp_path):
     """Four words, and a pool in which each has its nearest example; the label of one word stands in it."""
-    pool = write(tmp_path / "pool.parquet", ["sl0t", "m00r", "gaten", "t0wn", "zzz", "qqq"], seed=3)
-    return write(tmp_path / "words.parquet", CONTEXT_WORDS), pool
+    pool = write_words(tmp_path / "pool.parquet", ["sl0t", "m00r", "gaten", "t0wn", "zzz", "qqq"], seed=3)
+    return write_words(tmp_path / "words.parquet", CONTEXT_WORDS), pool
 
 
 def test_gains_losses_and_copies_by_hand(folder, recogniser, context_data, capsys):
@@ -397,8 +331,8 @@ def test_controls_run_from_the_command_line_and_seeds_change_them(folder, recogn
 
 def test_words_that_are_measured_are_taken_out_of_the_pool(folder, recogniser, tmp_path, caplog):
     recogniser()
-    data = write(tmp_path / "words.parquet", ["one", "two"])
-    rows = write(tmp_path / "pool.parquet", ["one", "three", "four"])  # the same picture of "one"
+    data = write_words(tmp_path / "words.parquet", ["one", "two"])
+    rows = write_words(tmp_path / "pool.parquet", ["one", "three", "four"])  # the same picture of "one"
     saved = tmp_path / "saved"
     ContextPool.from_folder(rows, encode_letters).save(saved)
     for pool in (rows, saved):
@@ -415,7 +349,7 @@ def test_words_that_are_measured_are_taken_out_of_the_pool(folder, recogniser, t
 
 def test_examples_that_look_like_the_word_are_reported(folder, recogniser, tmp_path):
     recogniser()
-    data = write(tmp_path / "words.parquet", ["one", "two"])
+    data = write_words(tmp_path / "words.parquet", ["one", "two"])
     brighter = (word_picture("one").astype(int) + 1).clip(0, 255).astype(np.uint8)
     brighter[0] = word_picture("one")[0]
     rows = {"image": [png(brighter), png(word_picture("owt", 5))], "text": ["one", "owt"], "id": ["copy", "other"]}
@@ -425,42 +359,10 @@ def test_examples_that_look_like_the_word_are_reported(folder, recogniser, tmp_p
     assert found["alike"]["first"][0].startswith("w0 and ")
 
 
-def test_pools_of_a_size_are_drawn_by_seed_and_nested(tmp_path):
-    texts = [f"word{number}" for number in range(20)]
-    rows = write(tmp_path / "pool.parquet", texts, source=["a", "b"] * 10)
-    ContextPool.from_folder(rows, encode_letters).save(tmp_path / "saved")
-    for path in (rows, tmp_path / "saved"):
-        drawn = {(size, seed): open_pool(str(path), encode_letters, size=size, seed=seed)
-                 for size in (5, 9) for seed in (0, 1)}  # fmt: skip
-        assert all(len(opened.pool) == size and opened.entries == 20 for (size, _), opened in drawn.items())
-        for seed in (0, 1):
-            assert set(drawn[5, seed].pool.ids) < set(drawn[9, seed].pool.ids)
-        assert set(drawn[9, 0].pool.ids) != set(drawn[9, 1].pool.ids)
-        assert open_pool(str(path), encode_letters, size=5).sha256() == drawn[5, 0].sha256() != drawn[5, 1].sha256()
-        with pytest.raises(ValueError, match="20 entries can be used, of which 21 were to be chosen"):
-            open_pool(str(path), encode_letters, size=21)
-    whole = [open_pool(str(path), encode_letters).sha256() for path in (rows, tmp_path / "saved")]
-    assert whole[0] == whole[1], "the same entries, however they are stored"
-    assert len(open_pool(str(rows), encode_letters, source="a").pool) == 10
-    with pytest.raises(ValueError, match="a saved pool is taken as a whole"):
-        open_pool(str(tmp_path / "saved"), encode_letters, source="a")
-
-
-def test_what_cannot_be_an_entry_is_counted(tmp_path):
-    texts = ["good", "bad", "x", "fine"]
-    rows = {"image": [png(word_picture(text)) for text in texts], "text": ["good", "bad", "y" * 60, "fine"]}
-    rows["image"][1] = rows["image"][1][:50]
-    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "pool.parquet")
-    opened = open_pool(str(tmp_path / "pool.parquet"), encode_letters)
-    assert opened.refused == 2 and len(opened.pool) == 2 and opened.entries == 4
-    with pytest.raises(ValueError, match="2 entries can be used, of which 3 were .*; of 4, 0 are test .* 2 cannot be"):
-        open_pool(str(tmp_path / "pool.parquet"), encode_letters, size=3)
-
-
 def test_an_empty_pool_is_plain_reading(folder, recogniser, tmp_path):
     recogniser({"two": "too"})
     ContextPool(encode_letters).save(tmp_path / "empty")
-    data = write(tmp_path / "words.parquet", ["one", "two"])
+    data = write_words(tmp_path / "words.parquet", ["one", "two"])
     for mode in ("knn", "random", "wrong", "copy"):
         results = run(folder, data, "--context", mode, "--pool", tmp_path / "empty")
         assert results["breakdowns"]["context"]["with_examples"]["n"] == 0
@@ -487,12 +389,12 @@ def test_an_empty_pool_is_plain_reading(folder, recogniser, tmp_path):
 def test_wrong_arguments_are_one_sentence(folder, recogniser, tmp_path, arguments, message):
     recogniser()
     with pytest.raises((ValueError, OSError), match=message):
-        run(folder, write(tmp_path / "words.parquet", ["one"]), *arguments)
+        run(folder, write_words(tmp_path / "words.parquet", ["one"]), *arguments)
     assert not (tmp_path / "results.json").exists()
 
 
 def test_settings_of_words_are_refused_for_formulas(reader, tmp_path):
-    data = write(tmp_path / "words.parquet", ["one"])
+    data = write_words(tmp_path / "words.parquet", ["one"])
     for arguments, message in (
         (["--protocol", "36"], "--protocol 36 is for words"),
         (["--context", "knn", "--pool", "x"], "--context is for models that read words"),
@@ -539,8 +441,8 @@ def evaluate(model, data, output, *arguments):
 
 
 def test_e2str_is_measured_in_every_mode(tiny_e2str, tmp_path):
-    data = write(tmp_path / "words.parquet", ["one", "two", "three"])
-    pool = write(tmp_path / "pool.parquet", ["four", "five", "six", "seven"], seed=2)
+    data = write_words(tmp_path / "words.parquet", ["one", "two", "three"])
+    pool = write_words(tmp_path / "pool.parquet", ["four", "five", "six", "seven"], seed=2)
     plain = evaluate(tiny_e2str, data, tmp_path / "none.json")
     assert {(row["n"], row["protocol"], row["context"]) for row in plain["rows"]} == {(3, "36", "none")}
     for mode in ("knn", "random", "wrong", "copy"):
@@ -565,8 +467,8 @@ def test_adapters_are_measured_as_their_base(tiny_e2str, tmp_path):
 
 
 def test_batches_change_no_result(tiny_e2str, tmp_path):
-    data = write(tmp_path / "words.parquet", ["one", "two", "three", "four", "five"])
-    pool = write(tmp_path / "pool.parquet", ["six", "seven", "eight"], seed=2)
+    data = write_words(tmp_path / "words.parquet", ["one", "two", "three", "four", "five"])
+    pool = write_words(tmp_path / "pool.parquet", ["six", "seven", "eight"], seed=2)
     rows = [
         evaluate(tiny_e2str, data, tmp_path / "r.json", "--context", "wrong", "--pool", pool, "--batch_size", size)
         for size in (1, 4)
@@ -590,8 +492,9 @@ def test_the_function_for_training_restores_the_mode_and_counts_what_it_cannot_r
 
 
 def test_pools_of_other_models_are_refused(tiny_e2str, tmp_path):
-    data = write(tmp_path / "words.parquet", ["one"])
-    pool_of("two", "three").save(tmp_path / "saved")
+    data = write_words(tmp_path / "words.parquet", ["one"])
+    rows = write_words(tmp_path / "pool.parquet", ["two", "three"], seed=2)
+    ContextPool.from_folder(rows, encode_letters).save(tmp_path / "saved")
     with pytest.raises(ValueError, match="reencode"):
         evaluate(tiny_e2str, data, tmp_path / "r.json", "--context", "knn", "--pool", tmp_path / "saved")
 
