@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForTextRecognition, pipeline
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import AutoModelForTextRecognition, PreTrainedTokenizerFast, pipeline
 from typer.testing import CliRunner
 from word_drawings import MEANINGS, WORDS, draw
 
 import epigraph
 from epigraph import reading
 from epigraph.context_pool import ContextPool
+from epigraph.models.configuration_e2str import E2STRConfig
 from epigraph.models.modeling_e2str import E2STRForTextRecognition
-from epigraph.models.processing_e2str import e2str_processor
+from epigraph.models.processing_e2str import E2STRProcessor, e2str_processor
 from epigraph_cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,6 +294,41 @@ def test_encoder(loaded):
     inside = epigraph.encoder(model.model, processor)
     assert inside.weights_sha256 == encode.weights_sha256 and len(encode.weights_sha256) == 64
     torch.testing.assert_close(inside(images[:1])[1], latents[:1], atol=1e-4, rtol=1e-4)
+
+
+def pieces_processor():
+    """Pieces of words instead of characters, as OPT writes them; one token begins and ends a text."""
+    pieces = ["<pad>", "</s>", "<eoc>", "<image>", "e", "x", "i", "t", "it", "xit"]
+    merges = [("i", "t"), ("x", "it")]
+    tokenizer = Tokenizer(BPE({piece: number for number, piece in enumerate(pieces)}, merges))
+    tokenizer.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "bos_token": "</s>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        extra_special_tokens=["<eoc>", "<image>"],
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    return E2STRProcessor(e2str_processor().image_processor, tokenizer)
+
+
+def test_pieces_of_words_have_a_score_each(loaded):
+    processor = pieces_processor()
+    config = loaded[0].config.to_dict()
+    config["text_config"] |= {"vocab_size": 10, "bos_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(1)
+    model = E2STRForTextRecognition(
+        E2STRConfig(**{k: config[k] for k in ("vision_config", "resampler_config", "text_config")})
+    ).eval()
+    pool = ContextPool(epigraph.encoder(model, processor))
+    pool.add([draw("cat", 1)], ["exit"])
+    result = epigraph.read(draw("cat"), model, processor=processor, pool=pool, n_best=3, max_new_tokens=6)
+    assert [example.text for example in result.examples] == ["exit"]
+    for candidate in result.n_best:
+        assert all(0 < score < 1 for score in candidate.char_scores)
+        assert len(candidate.char_scores) == 6 or candidate.score > 0, (
+            "cut off after six pieces, whatever their length"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
