@@ -366,6 +366,7 @@ SPECS = {
                 with_part("text_config", hidden_size=30, num_attention_heads=4),
                 "text_config.hidden_size 30 is not a",
             ),
+            (with_part("text_config", layerdrop=0.1), "text_config.layerdrop must be 0, not 0.1"),
             (with_part("vision_config", num_attention_heads=5), "vision_config.hidden_size 32 is not a multiple of"),
             (
                 with_part("vision_config", patch_size=5),

@@ -311,6 +311,8 @@ def a_context(model, prompt=(BOS,), images=0):
     ("given", "message"),
     [
         ({}, "Give pixel_values or latents of the images to read"),
+        ({"pixel_values": pictures(0, 1)}, "There is nothing to read"),
+        ({"pixel_values": pictures(1, 1), "contexts": []}, "There is nothing to read"),
         ({"pixel_values": pictures(1, 2)}, "2 images were given for a prompt; say in input_ids what they show"),
         ({"pixel_values": pictures(1, 1), "input_ids": torch.tensor([[BOS, A]])}, "prompt 0 has no image token 3"),
         (

@@ -279,6 +279,12 @@ def test_attention_is_chosen_for_every_part_or_for_one(how, choice, recorded, tm
         assert (getattr(model.config, part)._attn_implementation == "recorded") == (part in wanted)
 
 
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "fast"])
+def test_attention_that_was_not_tried_is_refused(name):
+    with pytest.raises((ValueError, ImportError), match=f"(?i){name.split('_')[0]}"):
+        E2STRForTextRecognition(E2STRConfig(**E2STR, attn_implementation=name))
+
+
 def test_attentions_and_hidden_states_are_the_decoders():
     model = tiny()
     model.set_attn_implementation("eager")

@@ -134,6 +134,10 @@ class E2STRConfig(PreTrainedConfig):
                     f"{name}.hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
                     f"{config.num_attention_heads}."
                 )
+        if text.layerdrop:
+            raise ValueError(
+                f"text_config.layerdrop must be 0, not {text.layerdrop}: no layer is left out."
+            )
         sizes = vision.image_size, vision.patch_size
         image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
         if any(side % part for side, part in zip(image, patch)):

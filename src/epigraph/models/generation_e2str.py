@@ -108,6 +108,8 @@ class E2STRGenerationMixin(GenerationMixin):
             raise ValueError("contexts hold examples and their texts; leave out input_ids and context_latents.")
         else:
             prompts = [context.input_ids for context in contexts]
+        if not prompts:
+            raise ValueError("There is nothing to read; give an image, or several.")
         kwargs = self._settings(max(map(len, prompts)) + 1, kwargs)
         shown = self._shown(pixel_values, context_latents, latents, prompts, contexts is not None)
         if contexts is None:
