@@ -135,9 +135,7 @@ class E2STRConfig(PreTrainedConfig):
                     f"{config.num_attention_heads}."
                 )
         if text.layerdrop:
-            raise ValueError(
-                f"text_config.layerdrop must be 0, not {text.layerdrop}: no layer is left out."
-            )
+            raise ValueError(f"text_config.layerdrop must be 0, not {text.layerdrop}: no layer is left out.")
         sizes = vision.image_size, vision.patch_size
         image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
         if any(side % part for side, part in zip(image, patch)):
