@@ -161,8 +161,9 @@ def test_a_prompt_may_have_no_image():
     batch = left_padded([BOS, A, B], [BOS, IMAGE, A])
     with torch.no_grad():
         both = model(pictures(2, 1), **batch).logits
-        alone = model(latents=torch.zeros(1, 0, 4, 32), input_ids=batch["input_ids"][:1]).logits
-    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=1e-4)
+        for given in ({"latents": torch.zeros(1, 0, 4, 32)}, {"pixel_values": pictures(1, 2)}):
+            alone = model(**given, input_ids=batch["input_ids"][:1]).logits
+            torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------- what is encoded
@@ -391,7 +392,10 @@ def wrong(**changes):
         ),
         (wrong(context_latents=torch.zeros(2, 4, 32)), r"context_latents must be \(batch, images, 4, 32\), not"),
         (wrong(context_latents=torch.zeros(1, 1, 4, 32)), "2 prompts were given, but the images of 1"),
-        (wrong(pixel_values=pictures(2, 2).index_fill(1, torch.tensor(1), torch.nan)), "image 1 hold NaN or infinite"),
+        (
+            wrong(pixel_values=pictures(2, 2).index_fill(1, torch.tensor(1), torch.nan)),
+            "prompt 0, image 1 hold NaN",
+        ),
         (wrong(pixel_values=torch.randn(2, 2, 3, 20, 32)), "(?i)image size"),
     ],
 )
@@ -404,11 +408,11 @@ def test_the_image_that_is_not_finite_is_named():
     model, images = tiny(), pictures(3, 1)
     images[1, 0, 0, 3, 3] = torch.nan
     batch = left_padded([BOS, IMAGE], [BOS, IMAGE], [BOS, IMAGE])
-    for call in (lambda: model(images, **batch), lambda: model.encode(images[:, 0])):
-        with pytest.raises(ValueError, match="image 1 hold NaN or infinite values"):
+    for call in (lambda: model(images, **batch), lambda: model.generate(images)):
+        with pytest.raises(ValueError, match="prompt 1, image 0 hold NaN or infinite values"):
             call()
-    with pytest.raises(ValueError, match="prompt 1, image 0 hold NaN or infinite values"):
-        model.generate(images)
+    with pytest.raises(ValueError, match="pixel_values of image 1 hold NaN or infinite values"):
+        model.encode(images[:, 0])
 
 
 def test_a_prompt_longer_than_the_decoder_is_refused_before_an_image_is_encoded(encoded):

@@ -438,13 +438,16 @@ class E2STRModel(E2STRPreTrainedModel):
         """(batch, images, latents, width), zeros where an image only fills up the batch, which is not encoded."""
         batch, images = pixel_values.shape[:2]
         present = torch.arange(images, device=wanted.device) < wanted[:, None]
-        if not distinct and (torch.compiler.is_compiling() or bool(present.all())):
+        if torch.compiler.is_compiling():
             return self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, (batch, images))
         finite = pixel_values.isfinite().flatten(2).all(2) | ~present
         if not bool(finite.all()):
             row, image = (~finite).nonzero()[0].tolist()
             raise ValueError(f"pixel_values of prompt {row}, image {image} hold NaN or infinite values.")
         pixel_values = pixel_values[present]
+        if not len(pixel_values):
+            own = self.resampler.latents
+            return own.new_zeros(batch, images, *own.shape)
         if distinct and len(pixel_values) > 1:
             pixel_values, which = pixel_values.unique(dim=0, return_inverse=True)
             encoded = self.encode(pixel_values)[1][which]
