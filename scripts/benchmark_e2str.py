@@ -56,9 +56,11 @@ def e2str_model(device: str, config: E2STRConfig | None = None) -> E2STRForTextR
     torch.manual_seed(0)
     model = E2STRForTextRecognition(config or E2STRConfig.official())
     with torch.no_grad():
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-                module.weight.normal_(0, 1.5 / module.weight[0].numel() ** 0.5)
+                # Attention that is not flat, and latents that hold more of their image than of the learned queries.
+                sharp = name.endswith(("q_proj", "k_proj")) or "resampler" in name
+                module.weight.normal_(0, (2.2 if sharp else 0.55) / module.weight[0].numel() ** 0.5)
         for name, weight in model.named_parameters():
             if name.endswith("_gate"):
                 weight.fill_(1.0)
