@@ -9,7 +9,7 @@
 `synthesis` draws four rounds of every kind that fill the caches of glyphs and are not counted, then takes the best of
 three rounds of new samples, in about a minute of CPU in all. `pixelvit` trains PixelViT-tiny and transformers' ViT
 with patches of one pixel on one thread, about ten minutes of CPU in all, or compiled on `--device cuda`. `e2str` reads
-words with examples in context as the official code does and as ours, and fails where they read differently; about five
+words with examples in context as the official code does and as ours, and fails where they read differently; three
 minutes of CPU in all.
 
 Times are CPU seconds of the process (on CUDA wall seconds). Rows are named alike on every machine; compare machines

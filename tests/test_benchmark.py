@@ -145,7 +145,11 @@ def test_e2str_rows(benchmark, e2str, tiny_e2str, monkeypatch):
         assert sum(parts) == pytest.approx(rows[f"{prefix}/{way}/cpu_seconds"]) and min(parts) > 0
     assert rows[f"{prefix}/score_difference"] < 1e-4
     assert rows[f"{prefix}/ratio_without_plain"] < rows[f"{prefix}/ratio"] > rows[f"{prefix}/ratio_cold"]
-    assert {f"{prefix}/bf16/ratio", "e2str/b1/k2/beam3/ratio", "e2str/b1/k2/beam3/cached/cpu_seconds"} <= rows.keys()
+    assert {
+        f"{prefix}/bf16/ratio",
+        "e2str/b1/k2/beam3/cached/ratio",
+        "e2str/b1/k2/beam3/cached/cpu_seconds",
+    } <= rows.keys()
     assert len(rows) == len(found)
     model = e2str.e2str_model("cpu", tiny_e2str)
     monkeypatch.setattr(e2str, "e2str_model", lambda device, config: model)
