@@ -191,7 +191,9 @@ def test_read_explains_every_token(read, loaded, settings):
         **inputs, num_beams=2, max_length=10, return_dict_in_generate=True, output_attentions=True, **settings
     )
     size = (results[1].image.height, results[1].image.width)
-    (maps,) = processor.post_process_attention(output.cross_attentions, geometry, [size], max_side=reading_formulas.MAP_SIDE)
+    (maps,) = processor.post_process_attention(
+        output.cross_attentions, geometry, [size], max_side=reading_formulas.MAP_SIDE
+    )
     np.testing.assert_allclose(results[1].attentions, maps[: len(results[1].text.split())], atol=1e-6)
 
 
