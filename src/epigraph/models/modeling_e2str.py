@@ -74,16 +74,16 @@ class E2STRFeedForward(nn.Module):
 class E2STRLatentAttention(nn.Module):
     """Attention of queries to other tokens, with projections of its own width and without biases."""
 
-    def __init__(self, config, query_width: int, key_width: int, heads: int, head_dim: int):
+    def __init__(self, config, query_width: int, key_width: int, heads: int, width: int):
         super().__init__()
         self.config = config
-        self.heads, self.head_dim = heads, head_dim
-        self.scaling = head_dim**-0.5
+        self.heads, self.head_dim = heads, width // heads
+        self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.q_proj = nn.Linear(query_width, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(key_width, heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(key_width, heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * head_dim, query_width, bias=False)
+        self.q_proj = nn.Linear(query_width, width, bias=False)
+        self.k_proj = nn.Linear(key_width, width, bias=False)
+        self.v_proj = nn.Linear(key_width, width, bias=False)
+        self.o_proj = nn.Linear(width, query_width, bias=False)
 
     def split(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, n, heads * head_dim) to (batch, heads, n, head_dim)."""
@@ -107,7 +107,8 @@ class E2STRResamplerLayer(GradientCheckpointingLayer):
         width, sizes = config.vision_config.hidden_size, config.resampler_config
         self.norm_media = nn.LayerNorm(width)
         self.norm_latents = nn.LayerNorm(width)
-        self.attention = E2STRLatentAttention(sizes, width, width, sizes.num_attention_heads, sizes.head_dim)
+        heads = sizes.num_attention_heads
+        self.attention = E2STRLatentAttention(sizes, width, width, heads, heads * sizes.head_dim)
         self.feed_forward = E2STRFeedForward(width, sizes.ffn_multiplier)
 
     def forward(self, latents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -188,10 +189,10 @@ class E2STRGatedCrossAttention(nn.Module):
     def __init__(self, config: E2STRConfig, layer: int):
         super().__init__()
         self.layer = layer
-        width = config.text_config.hidden_size
-        sizes = config.num_cross_attention_heads, config.cross_attention_head_dim
+        width, heads = config.text_config.hidden_size, config.num_cross_attention_heads
+        sizes = config.vision_config.hidden_size, heads, heads * config.cross_attention_head_dim
         self.norm = nn.LayerNorm(width)
-        self.attention = E2STRLatentAttention(config.text_config, width, config.vision_config.hidden_size, *sizes)
+        self.attention = E2STRLatentAttention(config.text_config, width, *sizes)
         self.feed_forward = E2STRFeedForward(width, config.cross_attention_ffn_multiplier)
         self.attention_gate = nn.Parameter(torch.zeros(1))
         self.feed_forward_gate = nn.Parameter(torch.zeros(1))
@@ -232,7 +233,7 @@ class E2STRPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ViTLayer", "E2STRResamplerLayer", "E2STRDecoderLayer"]
+    _no_split_modules = ["E2STRResamplerLayer", "E2STRDecoderLayer"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
