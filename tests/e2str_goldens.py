@@ -1,8 +1,8 @@
 """Recorded tensors of the published E2STR code, and a model with their weights.
 
 Small ones lie under tests/fixtures/e2str; all of them, with the images as tensors and all gradients, under
-EPIGRAPH_GOLDENS. The fixtures leave out what is the same tensor under a second name, and inputs that
-come from the images.
+EPIGRAPH_GOLDENS. The fixtures leave out what is the same tensor under a second name, and have the images once, as the
+official code resized them: versions of Pillow differ by a grey level in that.
 """
 
 import json
@@ -47,19 +47,32 @@ def golden(name: str, where: str = "shipped") -> dict[str, torch.Tensor]:
 
 
 def images(*numbers: int) -> list[Image.Image]:
-    """The recorded pictures."""
+    """The recorded pictures, resized."""
+    return _pictures(golden("pixels")["words"][list(numbers)])
+
+
+def originals(*numbers: int) -> list[Image.Image]:
+    """The recorded pictures as they were."""
     return [Image.open(FIXTURES / "images" / META["images"][number]) for number in numbers]
 
 
 def stage2() -> tuple[list[Image.Image], list[str]]:
-    """Pictures and texts of the stage-2 sequence: whole words, and parts of them between two x positions."""
+    """Pictures, resized, and texts of the stage-2 sequence: whole words and parts of them."""
+    texts = META["stage2_text"].removeprefix("</s><image>").removesuffix("<|endofchunk|>")
+    return _pictures(golden("pixels")["stage2"]), texts.split("<|endofchunk|><image>")
+
+
+def stage2_originals() -> list[Image.Image]:
+    """The same pictures as they were cut, between two x positions."""
     pictures = []
     for number, left, right in META["stage2_crops"]:
-        (picture,) = images(number)
+        (picture,) = originals(number)
         pictures.append(picture if right is None else picture.crop((left, 0, right, picture.height)))
-    return pictures, META["stage2_text"].removeprefix("</s><image>").removesuffix("<|endofchunk|>").split(
-        "<|endofchunk|><image>"
-    )
+    return pictures
+
+
+def _pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).numpy()]
 
 
 def official(where: str = "shipped") -> dict[str, torch.Tensor]:
