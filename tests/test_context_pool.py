@@ -418,6 +418,18 @@ def test_a_folder_becomes_a_pool(tmp_path, caplog):
     assert ContextPool.from_folder(tmp_path, Encoder(), source="a").ids == pool.ids[:1]
 
 
+def test_what_the_reader_of_a_folder_leaves_out_is_listed(tmp_path, caplog):
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
+    (tmp_path / "labels.csv").write_text(f"file_name,text\n0.png,zero\n9.png,nine\n1.png,{'x' * 49}\n2.png,two\n")
+    pool = ContextPool.from_folder(tmp_path, Encoder())
+    assert texts(pool) == ["zero"]
+    assert [refused.name for refused in pool.added.refused] == ["9.png", "1.png", "2.png"]
+    assert pool.added.refused[0].reason == "9.png: no such image beside the table."
+    assert "3 of 4 images are not in the pool" in caplog.text
+
+
 def test_the_benchmark_measures_what_it_says(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
     import benchmark_pool

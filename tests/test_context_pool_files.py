@@ -122,6 +122,20 @@ def test_a_pool_is_rewritten_while_others_write_and_read(tmp_path, rewrite):
         assert len(ContextPool.load(tmp_path, new)) == 4
 
 
+def test_what_reads_shards_finds_them_after_another_process_compacted(tmp_path):
+    pool_of(1, 2, 3).save(tmp_path)
+    first, second, third = (ContextPool.load(tmp_path, Encoder()) for _ in range(3))
+    third.add([picture(4)], ["word4"])
+    names = second.ids
+    first.compact()
+    first.save()
+    assert [example.text for example in second.examples(names)] == ["word1", "word2", "word3"]
+    third.compact()
+    third.save()
+    found = sorted(texts(ContextPool.load(tmp_path, Encoder())))
+    assert found == sorted(texts(third)) == ["word1", "word2", "word3", "word4"]
+
+
 def test_undoing_what_another_process_has_compacted(tmp_path):
     pool_of(1).save(tmp_path)
     first = ContextPool.load(tmp_path, Encoder())

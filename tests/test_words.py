@@ -151,6 +151,24 @@ def test_bad_records_are_left_out_and_named(tmp_path, caplog):
     assert load_words(folder).info.description == report, "from the cache, too"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_records_behind_num_samples_are_counted(tmp_path, caplog, streaming):
+    folder = write_lmdb(tmp_path / "set", words(5), count=3)
+    with caplog.at_level(logging.WARNING, logger="epigraph"):
+        assert [row["text"] for row in load_words(folder, streaming=streaming)] == ["Word 0!", "Word 1!", "Word 2!"]
+    assert "5 records, 3 kept, 2 left out" in caplog.text
+    assert "behind the last record that num-samples counts: 2, namely 000000004, 000000005" in caplog.text
+
+
+def test_a_damaged_page_is_an_error_with_the_file(tmp_path):
+    folder = write_lmdb(tmp_path / "set", words(20))
+    content = bytearray((folder / "data.mdb").read_bytes())
+    content[2 * 4096 : 3 * 4096] = b"\xab" * 4096
+    (folder / "data.mdb").write_bytes(bytes(content))
+    with pytest.raises(LMDBError, match="set/data.mdb: not a readable LMDB .*MDB_CORRUPTED"):
+        load_words(folder)
+
+
 def test_cache_follows_the_data_base(tmp_path):
     folder = write_lmdb(tmp_path / "set", words(2))
     assert load_words(folder)["text"][:] == ["Word 0!", "Word 1!"]
@@ -169,7 +187,7 @@ def test_cache_follows_the_data_base(tmp_path):
         (b"-1", "num-samples states -1 records"),
         (b"999999999999", "num-samples states 999,999,999,999 records, but there are 5 keys"),
         (b"9" * 30, "num-samples states 9"),
-        (b"0", "num-samples is 0 in .*: no words"),
+        (b"0", "000000001: behind the last record that num-samples counts"),
         (pickle.dumps(2), "the unreadable value"),
     ],
 )
@@ -358,12 +376,26 @@ def test_bad_lines_of_a_table_are_left_out_and_named(tmp_path):
     ]
 
 
+def test_lists_with_spaces_and_tables_of_any_name(tmp_path):
+    folder = image_folder(tmp_path / "shop", "labels.txt", "0.png OPEN\n1.png no exit\n2.png\ta b\n")
+    assert load_words(folder)["text"][:] == ["OPEN", "no exit", "a b"]
+    for name, content in (
+        ("train_list.txt", "0.png x\n"),
+        ("mine.csv", "file_name,text\n0.png,x\n"),
+        ("mine.jsonl", '{"file_name": "0.png", "text": "x"}\n'),
+        ("mine.tsv", "file_name\ttext\n0.png\tx\n"),
+    ):
+        (folder / name).write_text(content)
+        assert load_words(folder / name)["text"][:] == ["x"]
+    assert len(load_words(folder)) == 3, "of a folder only tables of the usual names"
+
+
 @pytest.mark.parametrize(
     ("table", "content", "message"),
     [
         ("metadata.csv", "file,label\n0.png,a\n", "row 1 lacks a file_name or a text; it has file, label"),
         ("metadata.jsonl", "{broken\n", "metadata.jsonl: not readable as jsonl"),
-        ("gt.txt", "0.png a\n", "line 1 has 1 values between tabs; it needs 2, file name and text"),
+        ("gt.txt", "0.png\n", "line 1 has 1 values between tabs; it needs 2, file name and text"),
         ("labels.tsv", "file_name\ttext\n0.png\ta\tb\n", "line 2 has 3 values between tabs; it needs 2"),
         ("gt.txt", "", "no lines in .*gt.txt: no words"),
     ],

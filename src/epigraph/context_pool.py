@@ -48,6 +48,7 @@ from .pool_entries import (
     rows_of,
     several,
     stored_image,
+    words_of,
 )
 from .pool_history import History
 from .pool_storage import (
@@ -108,16 +109,7 @@ class ContextPool:
         Raises:
             ValueError: a row has no image or no text column.
         """
-        pool = cls(encode)
-        pool._add(rows_of(dataset, source), skip=True)
-        if refused := pool.added.refused:
-            logger.warning(
-                "%d of %d images are not in the pool, the first because %s All stand in pool.added.refused.",
-                len(refused),
-                len(refused) + len(pool) + pool.added.duplicates,
-                refused[0].reason,
-            )
-        return pool
+        return cls(encode)._filled(rows_of(dataset, source))
 
     @classmethod
     def from_folder(
@@ -130,11 +122,20 @@ class ContextPool:
             encode: see the module.
             split, source: keep only these rows.
 
-        What cannot be an entry is reported as `from_dataset` does.
+        What cannot be an entry is reported as `from_dataset` does, with what the reader leaves out.
         """
-        from .data.words import load_words
+        return cls(encode)._filled(words_of(path, split, source))
 
-        return cls.from_dataset(load_words(path, split, source, streaming=True), encode)
+    def _filled(self, items: Iterable[tuple | Refused]) -> "ContextPool":
+        self._add(items, skip=True)
+        if refused := self.added.refused:
+            logger.warning(
+                "%d of %d images are not in the pool, the first because %s All stand in pool.added.refused.",
+                len(refused),
+                len(refused) + len(self) + self.added.duplicates,
+                refused[0].reason,
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path, encode: Encode | None = None, cache_bytes: int = 2**28) -> "ContextPool":
@@ -205,14 +206,18 @@ class ContextPool:
         items = [(name(n, image), image, text, source) for n, (image, text) in enumerate(zip(images, texts))]
         return self._add(items, replace=replace)
 
-    def _add(self, items: Iterable[tuple], skip: bool = False, replace: bool = False) -> Added:
+    def _add(self, items: Iterable[tuple | Refused], skip: bool = False, replace: bool = False) -> Added:
         """Add (name, image, text, source); with `skip` what cannot be added is left out and reported."""
         with self._mutex:
             added, removed, fresh = Added(), [], {}
             writer = self._writer(added.refused if skip else None)
             at = now()
             with writer:
-                for name, image, text, source in items:
+                for item in items:
+                    if isinstance(item, Refused):
+                        added.refused.append(item)
+                        continue
+                    name, image, text, source = item
                     try:
                         text, source = check_text(text, name), check_source(source, name)
                         picture, stored = open_crop(image, name)
@@ -280,8 +285,7 @@ class ContextPool:
 
     def _rewrite(self, encode: Encode | None):
         identity = self._identity if encode is None else Identity.of(encode)
-        rows = np.flatnonzero(self._entries.alive)
-        shards = self._copied(self._entries, rows, encode)
+        shards = self._with_shards(lambda: self._copied(self._entries, np.flatnonzero(self._entries.alive), encode))
         if encode is not None:
             self.encode, self._identity = encode, identity
             self._latents.clear()
@@ -325,13 +329,7 @@ class ContextPool:
                 batches = range(0, len(pictures), ENCODE_BATCH)
                 keys = np.concatenate([array(encode(pictures[i : i + ENCODE_BATCH])[0]) for i in batches])
             keys = array(keys)
-            for attempt in (1, 2):
-                try:
-                    return self._search(pictures, keys, k, source)
-                except ShardMissing:  # another process has rewritten the pool
-                    if attempt == 2 or self.path is None:
-                        raise
-                    self.refresh()
+            return self._with_shards(lambda: self._search(pictures, keys, k, source))
 
     def _search(self, pictures: list, keys: np.ndarray, k: int, source: str | None) -> list[list[Example]]:
         entries = self._entries
@@ -349,10 +347,14 @@ class ContextPool:
 
     def examples(self, ids: Sequence[str]) -> list[Example]:
         """Entries by id, in this order, with latents; KeyError where one is not in the pool."""
-        with self._mutex:
+
+        def look_up():
             rows = self._entries.rows(ids)
             latents = self._latents_of(rows)
             return [self._example(row, float("nan"), latents[row]) for row in rows]
+
+        with self._mutex:
+            return self._with_shards(look_up)
 
     def _example(self, row: int, similarity: float, latents) -> Example:
         entries = self._entries
@@ -471,7 +473,7 @@ class ContextPool:
 
         with self._mutex, tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            shards = self._copied(self._entries, np.flatnonzero(self._entries.alive), None)
+            shards = self._with_shards(lambda: self._copied(self._entries, np.flatnonzero(self._entries.alive), None))
             for shard in shards:
                 place(Path(self._staging.name) / shard.file, folder, link=True)
                 (Path(self._staging.name) / shard.file).unlink()
@@ -541,6 +543,16 @@ class ContextPool:
             self._entries.append(shard, *read_shard(folder, shard, width))
         for shard in manifest.shards:
             self._entries.folders[shard.file] = folder
+
+    def _with_shards(self, read: Callable):
+        """What `read` gives; tried again where another process has rewritten the pool since it was looked at."""
+        for attempt in (1, 2, 3):
+            try:
+                return read()
+            except ShardMissing:
+                if attempt == 3 or self.path is None:
+                    raise
+                self.refresh()
 
     def _fold(self):
         self._entries.fold(self._history.operations)

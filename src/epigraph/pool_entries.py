@@ -433,6 +433,17 @@ def rows_of(dataset: Iterable[dict], source: str | None) -> Iterator[tuple]:
         yield str(row.get("id") or f"row {number}"), row["image"], row["text"], source or own
 
 
+def words_of(path: str | Path, split: str | None, source: str | None) -> Iterator[tuple | Refused]:
+    """(name, image, text, source) of word images on disk, and in their turn those that the reader cannot use."""
+    from .data.words import every_word
+
+    for row in tqdm(every_word(path, split, source), "encoding the pool", unit="image", disable=None):
+        if row["problem"]:
+            yield Refused(row["id"], f"{row['id']}: {row['problem']}.")
+        else:
+            yield row["id"], row["image"], row["text"], row.get("source") or ""
+
+
 def check_text(text, name: str) -> str:
     """A text without space around it; ValueError naming the image where it cannot be one of an entry."""
     if not isinstance(text, str) or not text.strip():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_IMAGE_BYTES = 20 * 2**20
@@ -35,10 +36,11 @@ class WordLMDB:
         self.path = Path(path)
         with self._transaction() as transaction:
             stated, entries = transaction.get(b"num-samples"), transaction.stat()["entries"]
+            stated = None if stated is None else bytes(stated[:20])
         try:
-            self.length = int(bytes(stated or b"").decode("ascii")[:20])
+            self.length = int((stated or b"").decode("ascii"))
         except ValueError:
-            shown = "no" if stated is None else f"the unreadable value {bytes(stated[:20])!r} as"
+            shown = "no" if stated is None else f"the unreadable value {stated!r} as"
             raise LMDBError(f"{path}: it has {shown} num-samples; it is not in the layout of word sets.") from None
         # Half of the keys may be missing, which is reported key by key; more is another file or a mistaken number.
         if not 0 <= self.length <= entries:
@@ -61,6 +63,14 @@ class WordLMDB:
                 found = [self._get(transaction, index) for index in range(first, last)]
             yield from found
 
+    def uncounted(self) -> int:
+        """How many records follow those that `num-samples` counts, which it was not raised for."""
+        number = self.length
+        with self._transaction() as transaction:
+            while transaction.get(b"image-%09d" % (number + 1)) is not None:
+                number += 1
+        return number - self.length
+
     def record(self, index: int) -> tuple[int, bytes | None, bytes | None]:
         """One of `records`."""
         return next(self.records(index, index + 1))
@@ -74,11 +84,13 @@ class WordLMDB:
             None if label is None else bytes(label[: MAX_LABEL_BYTES + 1]),
         )
 
+    @contextmanager
     def _transaction(self):
         import lmdb
 
         try:
-            return _environment(self.path).begin(buffers=True)
+            with _environment(self.path).begin(buffers=True) as transaction:
+                yield transaction
         except (lmdb.Error, OSError) as error:
             raise LMDBError(f"{self.path}: not a readable LMDB ({error}).") from None
 

@@ -23,7 +23,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +90,8 @@ def load_words(
               are copied once into the cache of `datasets`, where they take as much room again;
             * a folder with images and a table at any depth: `metadata` or `labels` as `.csv`, `.jsonl` or `.tsv` with
               the columns `file_name` and `text` (and, if you like, `id`, `source`, `split`), or `labels.txt` or
-              `gt.txt` (also `labels.tsv`) with lines of file name, tab and text; or the table itself.
+              `gt.txt` (also `labels.tsv`) with lines of file name, tab and text (of a line without a tab the first
+              space parts them, as in mmocr's lists); or the table itself, by any name with one of these endings.
             Environment variables such as `${EPIGRAPH_DATA}` are expanded.
         split: keep these rows only.
         source: keep these rows only.
@@ -136,27 +137,46 @@ def _load(
     path: str | Path, split: str | None, source: str | None, streaming: bool
 ) -> tuple[Dataset | IterableDataset, WordReport]:
     """What `load_words` gives, and what it left out; nothing yet of parquet files and streams."""
+    path = _existing(path)
+    if not streaming and (files := files_below(path, ".parquet")):
+        return _parquet(files, path, split, source), WordReport()
+    rows, shards, features = _records(path, split, source)
+    if streaming:
+        return _stream(rows, shards, features), WordReport()
+    dataset = _from_lmdb(shards) if rows is lmdb_rows else _in_memory(rows(shards))
+    return _without_problems(dataset, path)
+
+
+def every_word(path: str | Path, split: str | None = None, source: str | None = None) -> Iterator[dict]:
+    """All records of what `load_words` reads, one after another where they lie, images as they are stored.
+
+    Those that cannot be used are among them: `problem` says why, and is None for the others.
+    """
+    rows, shards, _ = _records(_existing(path), split, source)
+    return rows(shards)
+
+
+def _existing(path: str | Path) -> Path:
     path = expand_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {path.parent} holds {listing(path.parent)}.")
+    return path
+
+
+def _records(path: Path, split: str | None, source: str | None) -> tuple[Callable, list[dict], Features | None]:
+    """What reads the layout of these data, the pieces that it reads, and of parquet the columns."""
     if files := files_below(path, ".parquet"):
-        return (_stream_parquet if streaming else _parquet)(files, path, split, source), WordReport()
+        return parquet_rows, *_parquet_shards(files, path, split, source)
     bases = [file for suffix in (".mdb", ".lmdb") for file in files_below(path, suffix) if file.name != "lock.mdb"]
     if bases:
-        shards = _lmdb_shards(bases, path, split, source)
-        rows = lmdb_rows
-    elif tables := [path] if path.name in TABLES else sorted(file for name in TABLES for file in path.rglob(name)):
-        shards = _table_shards(tables, path, split, source)
-        rows = file_rows
-    else:
-        raise ValueError(
-            f"{path}: no words found; expected parquet files, data.mdb, or images with one of {', '.join(TABLES)}, "
-            f"but it holds {listing(path)}."
-        )
-    if streaming:
-        return _stream(rows, shards), WordReport()
-    dataset = _from_lmdb(shards) if rows is lmdb_rows else _in_memory(rows(shards))
-    return _without_problems(dataset, path)
+        return lmdb_rows, _lmdb_shards(bases, path, split, source), None
+    named = path.is_file() and path.suffix in {Path(name).suffix for name in TABLES}
+    if tables := [path] if named else sorted(file for name in TABLES for file in path.rglob(name)):
+        return file_rows, _table_shards(tables, path, split, source), None
+    raise ValueError(
+        f"{path}: no words found; expected parquet files, data.mdb, or images with one of {', '.join(TABLES)}, "
+        f"but it holds {listing(path)}."
+    )
 
 
 def open_word(content: bytes, name: str) -> Image.Image:
@@ -261,7 +281,10 @@ def _parquet(files: list[Path], path: Path, split: str | None, source: str | Non
     return dataset if source is None else narrow(dataset, "source", source, path)
 
 
-def _stream_parquet(files: list[Path], path: Path, split: str | None, source: str | None) -> IterableDataset:
+def _parquet_shards(
+    files: list[Path], path: Path, split: str | None, source: str | None
+) -> tuple[list[dict], Features]:
+    """The row groups, each with what is wanted of it, and the columns."""
     import datasets
     import pyarrow.parquet
 
@@ -281,7 +304,7 @@ def _stream_parquet(files: list[Path], path: Path, split: str | None, source: st
             if "id" not in columns:  # rows are then numbered as they would be without streaming
                 table = opened.read_row_group(group, columns=[column for column, *_ in filters] or ["text"])
                 count += sum(_wanted(row, filters) for row in table.to_pylist())
-    return _stream(parquet_rows, shards, datasets.Features({"id": datasets.Value("string"), **features}))
+    return shards, datasets.Features({"id": datasets.Value("string"), **features})
 
 
 def parquet_rows(shards: list[dict]) -> Iterator[dict]:
@@ -322,11 +345,12 @@ def _lmdb_shards(bases: list[Path], path: Path, split: str | None, source: str |
     shards = []
     for base, name, part in places:
         prefix = base.relative_to(path).parent.as_posix() if path.is_dir() and len(bases) > 1 else ""
-        count = len(WordLMDB(base))
+        opened = WordLMDB(base)
+        count = len(opened) + opened.uncounted()
         for start in range(1, count + 1, SHARD):
             stop = min(start + SHARD, count + 1)
             shards.append({"base": str(base), "prefix": prefix and f"{prefix}/", "source": name, "split": part,
-                           "start": start, "stop": stop})  # fmt: skip
+                           "start": start, "stop": stop, "stated": len(opened)})  # fmt: skip
     if not shards:
         raise ValueError(f"{path}: num-samples is 0 in {names_of(str(base) for base, *_ in places)}: no words.")
     return shards
@@ -337,7 +361,9 @@ def lmdb_rows(shards: list[dict]) -> Iterator[dict]:
     for shard in shards:
         for index, image, label in WordLMDB(shard["base"]).records(shard["start"], shard["stop"]):
             text, problem = _label(label)
-            if image is None:
+            if index > shard["stated"]:
+                problem = "behind the last record that num-samples counts"
+            elif image is None:
                 problem = f"no image under its key (image-{index:09d})"
             elif len(image) > MAX_IMAGE_BYTES:
                 image, problem = None, f"image of more than {MAX_IMAGE_BYTES // 2**20} MB"
@@ -442,10 +468,10 @@ def _tabbed_lines(table: Path) -> Iterator[dict]:
     for number, line in enumerate(lines[named:], start=1 + named):
         if not line.strip():
             continue
-        values = line.split("\t") if named else line.split("\t", 1)
+        values = line.split("\t") if named else line.split("\t" if "\t" in line else " ", 1)
         if len(values) != (len(header) if named else 2):
-            raise ValueError(f"{table}: line {number} has {len(values)} values between tabs; it needs "
-                             f"{len(header) if named else '2, file name and text'}.")  # fmt: skip
+            needed = f"{len(header)}" if named else "2, file name and text"
+            raise ValueError(f"{table}: line {number} has {len(values)} values between tabs; it needs {needed}.")
         yield dict(zip(header if named else ("file_name", "text"), values))
 
 
