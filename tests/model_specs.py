@@ -366,6 +366,12 @@ SPECS = {
                 with_part("text_config", hidden_size=30, num_attention_heads=4),
                 "text_config.hidden_size 30 is not a",
             ),
+            (
+                with_part("text_config", num_attention_heads=0),
+                "text_config.num_attention_heads must be at least 1, not 0",
+            ),
+            (with_part("vision_config", patch_size=0), r"patch_size \[0, 0\] must be at least 1"),
+            (with_part("vision_config", hidden_act="fast"), "vision_config has the activation 'fast'"),
             (with_part("text_config", layerdrop=0.1), "text_config.layerdrop must be 0, not 0.1"),
             (with_part("vision_config", num_attention_heads=5), "vision_config.hidden_size 32 is not a multiple of"),
             (

@@ -128,6 +128,7 @@ LATENTS, KV = "model.perceiver.latents", "model.perceiver.layers.0.0.to_kv.weigh
 FIRST, TWIN = "model.lang_encoder.old_decoder_blocks.0.fc1.weight", SECOND + "0.decoder_layer.fc1.weight"
 HEAD, NORM = "model.lang_encoder.lm_head.weight", "model.vision_encoder.transformer.resblocks.1.ln_1.weight"
 TABLE = "model.vision_encoder.positional_embedding"
+POSITIONS = "model.lang_encoder.model.decoder.embed_positions.weight"
 MISTAKES = {
     "missing latents": (lambda s: without(s, LATENTS), {}, "lacks model.resampler.latents"),
     "missing norm": (lambda s: without(s, NORM), {}, "lacks 1 tensors, the first: .*layers.1.layernorm_before.weight"),
@@ -144,8 +145,23 @@ MISTAKES = {
     "nothing": (lambda s: {}, {}, "has no state_dict of tensors"),
     "heads unsaid": (lambda s: s, {"vision_config": {}}, "heads of the vision encoder cannot be told from .* 48"),
     "heads": (lambda s: s, {"vision_config": {"num_attention_heads": 5}}, "make no model: .*num_attention_heads 5"),
-    "field": (lambda s: s, {"num_layers": 3}, "E2STR has no hyper-parameter num_layers"),
-    "kind": (lambda s: s, {"text_config": 3}, "text_config must be a JSON object"),
+    "no heads": (lambda s: s, {"vision_config": {"num_attention_heads": 0}}, "num_attention_heads must be at least 1"),
+    "patch": (lambda s: s, {"vision_config": {"num_attention_heads": 3, "patch_size": 0}}, "patch_size .* at least 1"),
+    "activation": (
+        lambda s: s,
+        {"text_config": {"num_attention_heads": 4, "activation_function": "quick"}},
+        "text_config has the activation 'quick', which transformers does not know",
+    ),
+    "not finite": (lambda s: {**s, KV: s[KV] / 0}, {}, "to_kv.weight holds NaN or infinite values"),
+    "integers": (lambda s: {**s, LATENTS: s[LATENTS].long()}, {}, "latents is no plain tensor of floating point"),
+    "complex": (lambda s: {**s, LATENTS: s[LATENTS] * 1j}, {}, "latents is no plain tensor of floating point"),
+    "sparse": (lambda s: {**s, KV: s[KV].to_sparse()}, {}, "to_kv.weight is no plain tensor of floating point"),
+    "no numbers": (lambda s: {**s, KV: s[KV].to("meta")}, {}, "to_kv.weight is no plain tensor of floating point"),
+    "claimed": (
+        lambda s: {**s, POSITIONS: torch.zeros(1, 32).expand(10**9, 32)},
+        {},
+        r"embed_positions.weight has fewer numbers than its shape \(1000000000, 32\) says",
+    ),
     "image": (lambda s: s, {"vision_config": {"num_attention_heads": 3, "image_size": 32}}, "image_size must be"),
     "depth": (lambda s: s, {"resampler_config": {"num_hidden_layers": 10**9}}, "more layers than it has tensors"),
     "width": (lambda s: s, {"resampler_config": {"head_dim": 32}}, "has the shape .* call for"),
@@ -168,6 +184,25 @@ def test_what_does_not_fit_is_named(folders, tmp_path, name):
     (tmp_path / "hparams.json").write_text(json.dumps({**HYPER_PARAMETERS, **values}))
     files = (tmp_path / "wrong.pth", tmp_path / "out", tmp_path / "hparams.json", folders / "tokenizer")
     refused(f"wrong.pth.*({message})", tmp_path, convert_e2str, *files)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "are a list, not a JSON object"),
+        ({"num_layers": 3}, "E2STR has no hyper-parameter num_layers"),
+        ({"text_config": 3}, "text_config must be a JSON object"),
+        ({"vision_config": {"heads": 3}}, "E2STR has no hyper-parameter vision_config.heads"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("convert", [convert_e2str, convert_mae, convert_opt])
+def test_hyper_parameters_that_are_none_are_named(folders, tmp_path, convert, values, message):
+    (tmp_path / "hparams.json").write_text(json.dumps(values))
+    given = {"hyper_parameters": tmp_path / "hparams.json"}
+    refused(
+        f"hparams.json.* {message}", tmp_path, convert, folders / "official.safetensors", tmp_path / "out", **given
+    )
 
 
 def test_another_tokenizer_is_refused(folders, tmp_path):
@@ -271,16 +306,18 @@ SMALL = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["pretraining", "recogniser", "safetensors"])
+@pytest.mark.parametrize("kind", ["pretraining", "recogniser", "distributed", "safetensors"])
 def test_a_mae_becomes_the_vision_encoder(tmp_path, capsys, kind):
     """Equal to an independent forward of the same weights; all else is fresh, and writes characters."""
     tensors = mae()
     path = tmp_path / ("mae.safetensors" if kind == "safetensors" else "mae.pth")
     if kind == "pretraining":
         torch.save({"model": tensors, "epoch": 19, "args": argparse.Namespace(model="mae_vit_small")}, path)
-    elif kind == "recogniser":
-        backbone = {f"backbone.{name}": tensor for name, tensor in tensors.items() if "decoder" not in name}
-        torch.save({"state_dict": backbone | {"decoder.classifier.weight": torch.zeros(3, 3)}}, path)
+    elif kind in ("recogniser", "distributed"):
+        whole = {f"backbone.{name}": tensor for name, tensor in tensors.items() if "decoder" not in name}
+        whole |= {"decoder.classifier.weight": torch.zeros(3, 3), "decoder.steps": torch.tensor(7)}
+        prefix = "module." if kind == "distributed" else ""
+        torch.save({"state_dict": {prefix + name: tensor for name, tensor in whole.items()}}, path)
     else:
         save_file(tensors, path)
     (tmp_path / "hparams.json").write_text(json.dumps(SMALL))
@@ -327,6 +364,7 @@ MAE_MISTAKES = {
     "missing": (lambda s: without(s, "blocks.1.norm2.bias"), "lacks 1 tensors.*layers.1.layernorm_after.bias"),
     "no table": (lambda s: without(s, "pos_embed"), "lacks embeddings.position_embeddings"),
     "unknown": (lambda s: {**s, "blocks.1.gamma_1": s["norm.bias"]}, "are not a ViT's.*blocks.1.gamma_1"),
+    "not finite": (lambda s: {**s, "norm.bias": s["norm.bias"] / 0}, "norm.bias holds NaN or infinite values"),
     "packed": (lambda s: {**s, "blocks.0.attn.qkv.bias": s["norm.bias"][:5]}, r"qkv.bias has the shape \(5,\)"),
     "another model": (lambda s: official(), "are not a ViT's.*lang_encoder"),
 }

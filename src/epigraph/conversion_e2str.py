@@ -108,7 +108,11 @@ def _renamed(state_dict: dict[str, torch.Tensor], names: list, whose: str, plain
         match, target = next((pair for pair in found if pair[0]), (None, None))
         if match is None:
             unknown.append(source)
-        elif target is not None and (packed := re.search(r"\[(\w+)\]", target)):
+            continue
+        if target is None:
+            continue
+        _check_numbers(source, tensor)
+        if packed := re.search(r"\[(\w+)\]", target):
             letters = packed[1]
             if tensor.ndim == 0 or len(tensor) % len(letters):
                 raise ConversionError(
@@ -116,11 +120,22 @@ def _renamed(state_dict: dict[str, torch.Tensor], names: list, whose: str, plain
                 )
             for letter, piece in zip(letters, tensor.chunk(len(letters))):
                 put(match.expand(target.replace(packed[0], letter)), piece, source)
-        elif target is not None:
+        else:
             put(match.expand(target), tensor, source)
     if unknown:
         raise ConversionError(f"{len(unknown)} tensors are not {whose}, the first: {', '.join(sorted(unknown)[:3])}.")
     return converted
+
+
+def _check_numbers(name: str, tensor: torch.Tensor):
+    """ConversionError unless a tensor holds the finite floating point numbers that its shape says."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        raise ConversionError(f"{name} is no plain tensor of floating point numbers.")
+    # Strides of 0 let a small file claim a tensor of any size.
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise ConversionError(f"{name} has fewer numbers than its shape {tuple(tensor.shape)} says.")
+    if not tensor.isfinite().all():
+        raise ConversionError(f"{name} holds NaN or infinite values; take a checkpoint from before training diverged.")
 
 
 def convert_e2str_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,7 +168,8 @@ def convert_mae_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, tor
     Raises:
         ConversionError: naming the tensors that a ViT does not have.
     """
-    prefixes = ("backbone.", "module.", "model.", "encoder.")
+    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    prefixes = ("backbone.", "model.", "encoder.")
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in state_dict)), "")
     state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
     return _renamed(state_dict, _MAE_NAMES, "a ViT's")
@@ -226,8 +242,6 @@ def e2str_config(tensors: dict[str, torch.Tensor], values: dict | None = None) -
     """
     values = dict(values or {})
     given = {name: values.pop(name, {}) for name in E2STRConfig.sub_configs}
-    if wrong := [name for name, value in given.items() if not isinstance(value, dict)]:
-        raise ConversionError(f"{wrong[0]} must be a JSON object.")
     layer = _TEXT + "layers.0."
     vocabulary, embedding = _shape(tensors, _TEXT + "embed_tokens.weight", 2)
     ffn, width = _shape(tensors, layer + "fc1.weight", 2)
@@ -265,8 +279,6 @@ def e2str_config(tensors: dict[str, torch.Tensor], values: dict | None = None) -
 
 def _config(**values) -> E2STRConfig:
     """E2STRConfig; ConversionError where the values make none."""
-    if unknown := sorted(set(values) - set(E2STRConfig().to_dict())):
-        raise ConversionError(f"E2STR has no hyper-parameter {', '.join(unknown[:3])}.")
     try:
         return E2STRConfig(**values)
     except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
@@ -280,6 +292,20 @@ def _state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     if not content or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
         raise ConversionError(f"{checkpoint} has no state_dict of tensors; name the file that training wrote.")
     return content
+
+
+def _hyper_parameters(path: str | Path | None) -> dict:
+    """Fields of E2STRConfig, those of its parts as dictionaries; ConversionError where a JSON file has others."""
+    values = read_json(path) if path else {}
+    known = E2STRConfig().to_dict()
+    unknown = set(values) - set(known)
+    for name in E2STRConfig.sub_configs:
+        if not isinstance(part := values.get(name, {}), dict):
+            raise ConversionError(f"{path}: {name} must be a JSON object.")
+        unknown |= {f"{name}.{field}" for field in set(part) - set(known[name])}
+    if unknown:
+        raise ConversionError(f"{path}: E2STR has no hyper-parameter {', '.join(sorted(unknown)[:3])}.")
+    return values
 
 
 def _opt_processor(source: str | Path, **image_kwargs) -> E2STRProcessor:
@@ -358,7 +384,7 @@ def convert_e2str(
     """
     out_dir = new_folder(out_dir)
     official = _state_dict(checkpoint)
-    values = read_json(hyper_parameters) if hyper_parameters else {}
+    values = _hyper_parameters(hyper_parameters)
     try:
         tensors = convert_e2str_state_dict(official)
         config = e2str_config(tensors, values)
@@ -425,15 +451,12 @@ def convert_mae(
     if into and hyper_parameters:
         raise ConversionError(f"--hyper-parameters are of a new model, but {into} has its own.")
     official = _state_dict(checkpoint)
-    values = read_json(hyper_parameters) if hyper_parameters else {}
+    values = _hyper_parameters(hyper_parameters)
     model, processor = _load_e2str(into) if into else (None, None)
     try:
         tensors = convert_mae_state_dict(official)
         if model is None:
-            given = values.get("vision_config", {})
-            if not isinstance(given, dict):
-                raise ConversionError("vision_config must be a JSON object.")
-            vision = {"layer_norm_eps": 1e-6, **_vision_values(tensors, "", given)}
+            vision = {"layer_norm_eps": 1e-6, **_vision_values(tensors, "", values.get("vision_config", {}))}
             if vision["num_hidden_layers"] > len(tensors):
                 raise ConversionError("the hyper-parameters call for more layers than it has tensors.")
             model = _fresh(_config(**{**values, "vision_config": vision}))
@@ -474,7 +497,7 @@ def convert_opt(
     out_dir = new_folder(out_dir)
     if into and hyper_parameters:
         raise ConversionError(f"--hyper-parameters are of a new model, but {into} has its own.")
-    values = read_json(hyper_parameters) if hyper_parameters else {}
+    values = _hyper_parameters(hyper_parameters)
     if "text_config" in values:
         raise ConversionError(f"{hyper_parameters} describes a text_config, but the decoder is {source}.")
     opt = _load_opt(source)

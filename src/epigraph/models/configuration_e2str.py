@@ -2,6 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import OPTConfig, PreTrainedConfig, ViTConfig
+from transformers.activations import ACT2FN
 
 # What is not the configuration's own default where no sub-configuration is given. Sizes are ours: the official model
 # has the 324 million parameters of `E2STRConfig.official()`, its decoder that of a general language model.
@@ -128,7 +129,19 @@ class E2STRConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         vision, text = self.vision_config, self.text_config
-        for name, config in (("vision_config", vision), ("text_config", text)):
+        sizes = vision.image_size, vision.patch_size
+        image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
+        if min(*image, *patch) < 1:
+            raise ValueError(f"image_size {list(image)} and patch_size {list(patch)} must be at least 1.")
+        for name, config, activation in (
+            ("vision_config", vision, vision.hidden_act),
+            ("text_config", text, text.activation_function),
+        ):
+            if activation not in ACT2FN:
+                raise ValueError(f"{name} has the activation {activation!r}, which transformers does not know.")
+            for size in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+                if getattr(config, size) < 1:
+                    raise ValueError(f"{name}.{size} must be at least 1, not {getattr(config, size)}.")
             if config.hidden_size % config.num_attention_heads:
                 raise ValueError(
                     f"{name}.hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
@@ -136,8 +149,6 @@ class E2STRConfig(PreTrainedConfig):
                 )
         if text.layerdrop:
             raise ValueError(f"text_config.layerdrop must be 0, not {text.layerdrop}: no layer is left out.")
-        sizes = vision.image_size, vision.patch_size
-        image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
         if any(side % part for side, part in zip(image, patch)):
             raise ValueError(f"image_size {list(image)} is not a multiple of patch_size {list(patch)}.")
         for name in ("image_token_id", "end_of_chunk_token_id", "pad_token_id", "bos_token_id"):
