@@ -145,12 +145,12 @@ def test_python_in_the_documents_runs(run_python, tiny_comer, tmp_path):
     blocks = [
         block for text in texts for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     ]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     # Pillow's own font stands in for the system's, which a machine of tests may lack.
     code = "\n".join(blocks).replace("epigraph/comer-hme", "checkpoints/comer-hme")
     assert code.count("find_fonts()") == 1
     code = code.replace("find_fonts()", "find_fonts(['built-in'])")
     code += "\nprint(model.config.model_type, *pairs[41].images.shape, len(pairs[41].char_quads))"
     lines = run_python(code, cwd=folder).stdout.splitlines()
-    assert len(lines) == 6 and lines[-1] == "comer 2 32 128 3 2", lines
+    assert len(lines) == 7 and lines[-1] == "comer 2 32 128 3 2", lines
     assert lines[4] == str([lines[2].rsplit(" ", 1)[0]]), "both ways of the card read the same"
