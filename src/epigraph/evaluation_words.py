@@ -206,7 +206,7 @@ class _Words:
 
     def _deleted(self, protocol: str) -> dict:
         """How many labels hold characters that the protocol deletes, and how often it deletes each."""
-        gone = {c for c in set("".join(self.labels)) if not c.isspace() and not comparable_answer(c, protocol)}
+        gone = {c for c in set("".join(self.labels)) if not c.isspace() and not comparable_label(c, protocol)[0]}
         found = [[character for character in label if character in gone] for label in self.labels]
         counts = Counter(character for characters in found for character in characters)
         return {"labels": sum(map(bool, found)), "characters": dict(counts.most_common())}
@@ -249,7 +249,7 @@ class _Words:
         )
         labels = [labels[number] for number in kept]
         shown = [{comparable_answer(e.text, protocol) for e in self.readings[n].examples} - {""} for n in kept]
-        in_pool = {comparable_answer(text, protocol) for text in pool.texts}
+        in_pool = {comparable_label(text, protocol)[0] for text in pool.texts}
         right, before = (np.array([a == b for a, b in zip(texts, labels)], bool) for texts in (answers, plain))
         used = np.array([bool(self.readings[number].examples) for number in kept], bool)
         known = np.array([label in in_pool for label in labels], bool)

@@ -51,13 +51,12 @@ def to_ascii(text: str) -> str:
 
 
 def adapt(text: str, charset: str = "36") -> str:
-    """White space removed, NFKD to ASCII, lower-cased where the charset has no capitals, the rest deleted.
+    """Lower-cased where the charset has no capitals, and what the charset lacks deleted (PARSeq's CharsetAdapter).
 
     Args:
-        text: a label or an answer, of any length.
+        text: an answer, or a label that `to_ascii` has made ASCII, of any length.
         charset: "36", "62" or "94".
     """
-    text = to_ascii(text)
     return _UNSUPPORTED[charset].sub("", text.lower() if charset == "36" else text)
 
 
@@ -102,11 +101,12 @@ def comparable_label(text: str, protocol: str = DEFAULT_PROTOCOL) -> tuple[str |
     Raises:
         ValueError: there is no such protocol.
     """
-    label = comparable_answer(text, protocol)
     if protocol in CHARSETS:
-        if len(to_ascii(text)) > MAX_LABEL_LENGTH:
+        text = to_ascii(text)
+        if len(text) > MAX_LABEL_LENGTH:
             return None, TOO_LONG
-        return (label, None) if label else (None, EMPTY)
+        return (label, None) if (label := adapt(text, protocol)) else (None, EMPTY)
+    label = comparable_answer(text, protocol)
     if protocol == "literature_openocr" and len(_UNSUPPORTED["94"].sub("", text)) > MAX_LABEL_LENGTH:
         return None, TOO_LONG
     return label, None
