@@ -368,7 +368,7 @@ SPECS = {
             ),
             (
                 with_part("text_config", num_attention_heads=0),
-                "text_config.num_attention_heads must be at least 1, not 0",
+                "text_config.num_attention_heads must be at least 1",
             ),
             (with_part("vision_config", patch_size=0), r"patch_size \[0, 0\] must be at least 1"),
             (with_part("vision_config", hidden_act="fast"), "vision_config has the activation 'fast'"),

@@ -1,5 +1,7 @@
 """E2STR's generation: equal to reading the plain prompt anew at every token, and nothing computed twice."""
 
+import copy
+
 import pytest
 import torch
 from model_specs import SPECS
@@ -279,6 +281,17 @@ def test_a_reading_ends_with_its_chunk_and_after_48_tokens(model):
     assert ended.tolist() == [[BOS, IMAGE, A]]
 
 
+def test_attentions_and_hidden_states_of_every_step(model):
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    how = {"output_attentions": True, "output_hidden_states": True, "return_dict_in_generate": True}
+    found = eager.generate(pictures(1, 1), num_beams=2, max_new_tokens=3, min_new_tokens=3, **how)
+    for step, (weights, states) in enumerate(zip(found.attentions, found.hidden_states, strict=True)):
+        assert [of.shape for of in weights] == [(2, 2, 1, 2 + step)] * 2
+        assert [of.shape for of in states] == [(2, 1, 24)] * 3
+    assert step == 2
+
+
 def test_saved_settings_are_the_models_own(model, tmp_path):
     model.save_pretrained(tmp_path)
     found = GenerationConfig.from_pretrained(tmp_path)
@@ -329,6 +342,14 @@ def a_context(model, prompt=(BOS,), images=0):
             "a prompt of 2 tokens and 63 more to be read is longer",
         ),
         ({"pixel_values": pictures(1, 1), "max_length": 65}, "a prompt of 2 tokens and 63 more to be read is"),
+        (
+            {"pixel_values": pictures(1, 1), "input_ids": torch.tensor([BOS, IMAGE])},
+            r"must both be \(batch, length\), not \(2,\) and \(2,\)",
+        ),
+        (
+            {"pixel_values": pictures(1, 1), **left_padded(PROMPTS[2]), "attention_mask": torch.ones(1, 3)},
+            r"must both be \(batch, length\), not \(1, 2\) and \(1, 3\)",
+        ),
         ({"pixel_values": pictures(1, 1) * torch.inf}, "prompt 0, image 0 hold NaN or infinite values"),
         ({"latents": torch.zeros(1, 1, 4, 31)}, r"latents must be \(batch, images, 4, 32\), not \(1, 1, 4, 31\)"),
     ],

@@ -385,6 +385,7 @@ def wrong(**changes):
         ),
         (wrong(pixel_values=None), "Give pixel_values or latents of the images"),
         (wrong(input_ids=None), "Give input_ids"),
+        (wrong(attention_mask=torch.ones(2, 4)), r"attention_mask must be \(batch, length\) \(2, 5\), not \(2, 4\)"),
         (wrong(latents=torch.zeros(2, 2, 4, 32)), "two forms of the same images"),
         (
             wrong(pixel_values=None, latents=torch.zeros(2, 2, 5, 32)),

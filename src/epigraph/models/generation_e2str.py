@@ -134,6 +134,7 @@ class E2STRGenerationMixin(GenerationMixin):
             "past_key_values": past_key_values,
             "last_image": last_image,
             "use_cache": True,
+            **{name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs},
         }
 
     def _expand_inputs_for_generation(self, expand_size=1, **kwargs):
@@ -175,6 +176,9 @@ class E2STRGenerationMixin(GenerationMixin):
                 raise ValueError(f"{images.shape[1]} images were given for a prompt; say in input_ids what they show.")
             return [torch.tensor([self.config.bos_token_id], device=images.device)] * len(images)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if input_ids.dim() != 2 or mask.shape != input_ids.shape:
+            shapes = f"{tuple(input_ids.shape)} and {tuple(mask.shape)}"
+            raise ValueError(f"input_ids and attention_mask must both be (batch, length), not {shapes}.")
         prompts = []
         for row, (ids, own) in enumerate(zip(input_ids, mask)):
             ids = ids[own.bool()]

@@ -486,12 +486,16 @@ class E2STRModel(E2STRPreTrainedModel):
 
         Raises:
             ValueError: a prompt stands for more images than were given, or none were; it is longer than the decoder's
-                positions; it goes on behind `past_key_values` without its image; values of an image are not finite.
+                positions, or than its mask; it goes on behind `past_key_values` without its image; values of an image
+                are not finite.
         """
         if input_ids is None:
             raise ValueError("Give input_ids, with the image token where an image stands.")
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self.check_length(past + input_ids.shape[1], attention_mask)
+        shape = (len(input_ids), past + input_ids.shape[1])
+        if attention_mask is not None and attention_mask.shape != shape:
+            raise ValueError(f"attention_mask must be (batch, length) {shape}, not {tuple(attention_mask.shape)}.")
+        self.check_length(shape[1], attention_mask)
         media = last_image
         if last_image is None:
             image_tokens = input_ids == self.config.image_token_id
