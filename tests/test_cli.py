@@ -152,5 +152,5 @@ def test_python_in_the_documents_runs(run_python, tiny_comer, tmp_path):
     code = code.replace("find_fonts()", "find_fonts(['built-in'])")
     code += "\nprint(model.config.model_type, *pairs[41].images.shape, len(pairs[41].char_quads))"
     lines = run_python(code, cwd=folder).stdout.splitlines()
-    assert len(lines) == 7 and lines[-1] == "comer 2 32 128 3 2", lines
+    assert len(lines) == 6 and lines[-1] == "comer 2 32 128 3 2", lines
     assert lines[4] == str([lines[2].rsplit(" ", 1)[0]]), "both ways of the card read the same"
