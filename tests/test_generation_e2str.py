@@ -307,6 +307,9 @@ def test_half_precision(model, dtype, tmp_path):
     assert found.sequences_scores.isfinite().all()
     keys, latents = half.encode(pictures(2))
     assert keys.dtype == torch.float32 and latents.dtype == dtype
+    stored = {"context_latents": latents[:1, None].float(), "latents": latents[1:, None].float()}
+    expected = half.generate(latents=latents[None], **left_padded(PROMPTS[1]), max_new_tokens=3)
+    assert torch.equal(half.generate(**stored, **left_padded(PROMPTS[1]), max_new_tokens=3), expected)
     exact = model.generate(pictures(3, 3), **left_padded(*PROMPTS), **{**how, "num_beams": 1})
     close = half.generate(pictures(3, 3), **left_padded(*PROMPTS), **{**how, "num_beams": 1})
     error = close.scores[0].float() - exact.scores[0]

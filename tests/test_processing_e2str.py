@@ -102,8 +102,14 @@ def test_other_alphabets(processor):
     assert greek.decode_readings([[BOS, IMAGE, 6, 7, 4, EOC]]) == ["γ α"]
     with pytest.raises(ValueError, match=r"Prompt 1 cannot be written: 'aβ' holds 'a', which the alphabet lacks"):
         greek([word(), word()], ["β", "aβ"])
-    with pytest.raises(ValueError, match="each of them once"):
-        e2str_processor("aab")
+    for alphabet, message in (
+        ("aab", "each of them once; twice stand .'a'."),
+        ("", "needs characters"),
+        (["a", "<image>"], "'<image>' is no character"),
+        ("a\ud800", r"'\\ud800' is no character"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            e2str_processor(alphabet)
 
 
 def test_bytes_write_everything(byte_processor):

@@ -407,10 +407,14 @@ class E2STRModel(E2STRPreTrainedModel):
             raise ValueError(
                 f"pixel_values must be (batch, images, channels, height, width), not {tuple(pixel_values.shape)}."
             )
-        shape = self.resampler.latents.shape
+        own = self.resampler.latents
         for name, value in (("context_latents", context_latents), ("latents", latents)):
-            if value is not None and (value.dim() != 4 or value.shape[2:] != shape):
-                raise ValueError(f"{name} must be (batch, images, {shape[0]}, {shape[1]}), not {(*value.shape,)}.")
+            if value is not None and (value.dim() != 4 or value.shape[2:] != own.shape):
+                raise ValueError(
+                    f"{name} must be (batch, images, {own.shape[0]}, {own.shape[1]}), not {(*value.shape,)}."
+                )
+        # What was encoded earlier may have been stored in another precision.
+        context_latents, latents = (of if of is None else of.to(own.dtype) for of in (context_latents, latents))
         parts = [part for part in (context_latents, pixel_values if latents is None else latents) if part is not None]
         if not parts:
             raise ValueError("Give pixel_values or latents of the images that input_ids stand for.")
@@ -427,7 +431,6 @@ class E2STRModel(E2STRPreTrainedModel):
             latents = self._encode_wanted(pixel_values, wanted - examples + missing, distinct)
         if context_latents is None:
             return latents
-        context_latents = context_latents.to(self.resampler.latents.dtype)
         if latents is None:
             return context_latents
         place = torch.arange(given, device=wanted.device).expand(len(wanted), -1)

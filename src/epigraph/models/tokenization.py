@@ -66,8 +66,10 @@ def character_tokenizer(characters: str = CHARACTERS, **kwargs) -> PreTrainedTok
         kwargs: of the tokenizer, such as `model_max_length`.
 
     Raises:
-        ValueError: a character stands twice, or there is none.
+        ValueError: a character stands twice, is none, or there is none.
     """
+    if wrong := [one for one in characters if len(one) != 1 or "\ud800" <= one <= "\udfff"]:
+        raise ValueError(f"{wrong[0]!r} is no character; an alphabet is a string, or a list of single characters.")
     if not characters or len(set(characters)) != len(characters):
         twice = sorted({character for character in characters if characters.count(character) > 1})
         raise ValueError(f"An alphabet needs characters, each of them once; twice stand {twice[:5]}.")
