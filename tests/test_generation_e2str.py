@@ -330,6 +330,10 @@ def a_context(model, prompt=(BOS,), images=0):
         ({"pixel_values": pictures(0, 1)}, "There is nothing to read"),
         ({"pixel_values": pictures(1, 1), "contexts": []}, "There is nothing to read"),
         ({"pixel_values": pictures(1, 2)}, "2 images were given for a prompt; say in input_ids what they show"),
+        (
+            {"pixel_values": pictures(1, 1), "context_latents": torch.zeros(1, 2, 4, 32)},
+            "context_latents were given without input_ids",
+        ),
         ({"pixel_values": pictures(1, 1), "input_ids": torch.tensor([[BOS, A]])}, "prompt 0 has no image token 3"),
         (
             {"pixel_values": pictures(1, 1), **left_padded(PROMPTS[1])},

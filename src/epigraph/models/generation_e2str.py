@@ -103,6 +103,8 @@ class E2STRGenerationMixin(GenerationMixin):
                 is longer than the decoder's positions; values of an image are not finite.
         """
         if contexts is None:
+            if input_ids is None and context_latents is not None:
+                raise ValueError("context_latents were given without input_ids, which say what the examples show.")
             prompts = self._prompts(input_ids, attention_mask, latents if pixel_values is None else pixel_values)
         elif input_ids is not None or context_latents is not None:
             raise ValueError("contexts hold examples and their texts; leave out input_ids and context_latents.")
