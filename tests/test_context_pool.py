@@ -418,6 +418,14 @@ def test_a_folder_becomes_a_pool(tmp_path, caplog):
     assert ContextPool.from_folder(tmp_path, Encoder(), source="a").ids == pool.ids[:1]
 
 
+def test_queries_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^\S+bad\.png: not an image"):
+        pool_of(1).search([picture(2), tmp_path / "bad.png"])
+    with pytest.raises(ValueError, match="^query 1: there is no image"):
+        pool_of(1).search([picture(2), None])
+
+
 def test_what_the_reader_of_a_folder_leaves_out_is_listed(tmp_path, caplog):
     for number in range(2):
         picture(number).save(tmp_path / f"{number}.png")

@@ -1,8 +1,10 @@
 """A context pool on disk: other writers, killed processes, failing disks, damaged files, the Hub."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -284,8 +286,9 @@ def test_a_failing_disk_at_every_step_of_save(saved, tmp_path, monkeypatch):
         monkeypatch.setattr(pool_storage, "os", failing)
         try:
             pool.save()
-        except OSError:
+        except OSError as error:
             raised += 1
+            assert re.fullmatch(rf"{folder} could not be written \(.*\); nothing is lost: .*\.", str(error))
             assert sorted(texts(ContextPool.load(folder, Encoder()))) == before
             assert sorted(texts(pool)) == after, "the changes are still there to be saved"
         monkeypatch.setattr(pool_storage, "os", os)
@@ -294,6 +297,57 @@ def test_a_failing_disk_at_every_step_of_save(saved, tmp_path, monkeypatch):
         if not failing.failed:
             break
     assert raised >= 2 and not failing.failed
+
+
+def test_folders_that_cannot_be_one_are_told(tmp_path):
+    pool = pool_of(1)
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "pool"):
+        with pytest.raises(OSError, match=f"^{place} could not be written"):
+            pool.save(place)
+    with pytest.raises(FileNotFoundError, match="file holds no context pool"):
+        ContextPool.load(tmp_path / "file")
+    pool.save(tmp_path / "pool")
+    (example,) = (looked_at := ContextPool.load(tmp_path / "pool")).examples(looked_at.ids)
+    assert example.text == "word1" and example.latents is None and example.image.tobytes() == picture(1).tobytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only to root")
+def test_a_read_only_folder_is_searched_and_not_written(saved):
+    saved.chmod(0o555)
+    try:
+        pool = ContextPool.load(saved, Encoder())
+        assert len(pool.search([picture(9)], k=9)[0]) == 3
+        pool.add([picture(4)], ["word4"])
+        with pytest.raises(PermissionError, match="could not be written"):
+            pool.save()
+    finally:
+        saved.chmod(0o755)
+    pool.save()
+    assert len(ContextPool.load(saved, Encoder())) == 4
+
+
+def test_what_was_saved_is_read_before_others_may_rewrite_it(saved, monkeypatch):
+    """While the lock is held: the shards of another writer may be gone right after."""
+    pool = ContextPool.load(saved, Encoder())
+    other = ContextPool.load(saved, Encoder())
+    other.add([picture(4)], ["word4"])
+    other.save()
+    held, locked = [], context_pool.locked
+
+    @contextlib.contextmanager
+    def watched(folder):
+        with locked(folder):
+            held.append(True)
+            yield
+            held.clear()
+
+    opened, read_shard = [], context_pool.read_shard
+    monkeypatch.setattr(context_pool, "locked", watched)
+    monkeypatch.setattr(context_pool, "read_shard", lambda *args: opened.append(bool(held)) or read_shard(*args))
+    pool.remove(pool.ids[0])
+    pool.save()
+    assert opened == [True] and len(pool) == 3
 
 
 def test_adding_that_fails_midway_leaves_nothing(tmp_path):

@@ -400,6 +400,7 @@ def test_what_cannot_be_read_is_said_and_the_others_are_read(read, pool_of, tmp_
     "settings, message",
     [
         ({"gate": 1.5}, "gate is a probability"),
+        ({"gate": 0.5}, "give a pool, or leave it out"),
         ({"k": -1}, "k is a number of examples"),
         ({"pool": ["a"]}, "pool is a ContextPool"),
         ({"task": "maths"}, "does not read maths"),

@@ -63,6 +63,7 @@ from .pool_storage import (
     read_shard,
     sweep,
     write_manifest,
+    writing,
 )
 
 logger = logging.getLogger(__name__)
@@ -200,11 +201,8 @@ class ContextPool:
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts were given; each image needs one text.")
 
-        def name(number, image):
-            return str(image) if isinstance(image, (str, Path)) else f"image {number}"
-
-        items = [(name(n, image), image, text, source) for n, (image, text) in enumerate(zip(images, texts))]
-        return self._add(items, replace=replace)
+        names = [_named(image, f"image {number}") for number, image in enumerate(images)]
+        return self._add([*zip(names, images, texts, [source] * len(texts))], replace=replace)
 
     def _add(self, items: Iterable[tuple | Refused], skip: bool = False, replace: bool = False) -> Added:
         """Add (name, image, text, source); with `skip` what cannot be added is left out and reported."""
@@ -320,7 +318,7 @@ class ContextPool:
         """
         if k < 0:
             raise ValueError(f"k must be 0 or more, not {k}.")
-        pictures = [crop_picture(image, f"query {number}") for number, image in enumerate(several(images))]
+        pictures = [crop_picture(image, _named(image, f"query {n}")) for n, image in enumerate(several(images))]
         with self._mutex:
             if not pictures or not k or not len(self):
                 return [[] for _ in pictures]
@@ -346,11 +344,11 @@ class ContextPool:
         return [[self._example(row, like, latents[row]) for row, like in kept] for kept in found]
 
     def examples(self, ids: Sequence[str]) -> list[Example]:
-        """Entries by id, in this order, with latents; KeyError where one is not in the pool."""
+        """Entries by id, in this order; KeyError where one is not in the pool. Without `encode`, without latents."""
 
         def look_up():
             rows = self._entries.rows(ids)
-            latents = self._latents_of(rows)
+            latents = self._latents_of(rows) if self.encode else dict.fromkeys(rows)
             return [self._example(row, float("nan"), latents[row]) for row in rows]
 
         with self._mutex:
@@ -398,26 +396,27 @@ class ContextPool:
         Raises:
             ValueError: no folder is known, the folder holds another pool, or its pool was re-encoded meanwhile.
             TimeoutError: another process held the folder for ten minutes.
+            OSError: the folder cannot be written. What was to be saved is still in this pool.
         """
         with self._mutex:
             folder = Path(path) if path is not None else self.path
             if folder is None:
                 raise ValueError("the pool has no folder yet; name one: save(path).")
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder):
+            with writing(folder), locked(folder):
                 manifest = self._merged(folder, overwrite)
                 for shard in manifest.shards:
                     home = self._entries.folders.get(shard.file, folder)
                     place(home / shard.file, folder, link=home == Path(self._staging.name))
                 write_manifest(folder, manifest)
                 sweep(folder, manifest)
-            self.path = folder
-            self._history.written(manifest.operations)
-            for shard in manifest.shards:
-                if self._entries.folders.get(shard.file) == Path(self._staging.name):
-                    (Path(self._staging.name) / shard.file).unlink(missing_ok=True)
-            self._read_shards(folder, manifest)
-            self._fold()
+                # Still locked: the next process may rewrite what others have added, and delete their shards.
+                self.path = folder
+                self._history.written(manifest.operations)
+                for shard in manifest.shards:
+                    if self._entries.folders.get(shard.file) == Path(self._staging.name):
+                        (Path(self._staging.name) / shard.file).unlink(missing_ok=True)
+                self._read_shards(folder, manifest)
+                self._fold()
 
     def _merged(self, folder: Path, overwrite: bool) -> Manifest:
         """The manifest that a folder gets: its own operations, those of others included, and then ours."""
@@ -565,6 +564,10 @@ class ContextPool:
     def _check_encoder(self, manifest: Manifest, folder: Path):
         if self._identity and manifest.width:
             self._identity.check(manifest, folder)
+
+
+def _named(image, otherwise: str) -> str:
+    return str(image) if isinstance(image, (str, Path)) else otherwise
 
 
 __all__ = ["Added", "ContextPool", "Example", "Refused", "weights_hash"]

@@ -40,7 +40,7 @@ class Example:
         similarity: cosine between its key and the query's, -1..1; nan where nothing was compared.
         source: where it came from, "" if nobody said.
         added_at: when it was added, ISO 8601 in UTC.
-        latents: (latents, width) as `encode` gave them.
+        latents: (latents, width) as `encode` gave them; None of a pool that was opened without one.
         image: PIL image in RGB, read from disk when asked for.
     """
 

@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if path.stat().st_size > MAX_MANIFEST:
             raise ValueError(f"{path} is larger than {MAX_MANIFEST:,} bytes, which no pool writes; delete the folder.")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or build the pool again.") from None
@@ -153,6 +153,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing; OSError that says what to do where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except TimeoutError:  # of the lock, which says enough
+        raise
+    except OSError as error:
+        raise type(error)(
+            f"{folder} could not be written ({error.strerror or error}); nothing is lost: give it room or rights and "
+            "save again, or save to another folder."
+        ) from error
 
 
 def place(source: Path, folder: Path, link: bool = False):

@@ -97,7 +97,7 @@ def read(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-    _check_settings(min_score, gate, k)
+    _check_settings(min_score, gate, k, pool)
     if isinstance(model, PreTrainedModel):
         if device is not None or dtype is not None:
             raise ValueError("device and dtype are for a model named by folder or Hub id; move a loaded one by .to().")
@@ -129,12 +129,14 @@ def read(
     return readings[0] if single else readings
 
 
-def _check_settings(min_score: float | None, gate: float | None, k: int):
+def _check_settings(min_score: float | None, gate: float | None, k: int, pool):
     for name, value in (("min_score", min_score), ("gate", gate)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name} is a probability and must be between 0 and 1, not {value}.")
     if k < 0:
         raise ValueError(f"k is a number of examples and must be 0 or more, not {k}.")
+    if gate is not None and pool is None:
+        raise ValueError("gate says which words are read with examples of a pool; give a pool, or leave it out.")
 
 
 def read_all(
@@ -164,7 +166,7 @@ def read_all(
     Yields:
         One reading per input, in order. The model is in evaluation mode while it reads, and put back after.
     """
-    _check_settings(min_score, gate, k)
+    _check_settings(min_score, gate, k, pool)
     if model.config.model_type == "e2str":
         reader = WordReader(model, processor, n_best, explain, generation, pool, k, gate)
     elif pool is not None:
