@@ -19,7 +19,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import epigraph
 from epigraph import models
-from epigraph.hub import entry_of
+from epigraph.hub import check_model, entry_of
 from epigraph.models.attention_blocked import _BlockedAttention
 
 
@@ -207,6 +207,16 @@ print("loaded")
         without=["epigraph"],
     )
     assert "loaded" in done.stdout
+
+
+def test_what_was_saved_may_be_published(spec, saved):
+    """Names in the file are not the model's for every model."""
+    assert check_model(saved)["model_type"] == spec.model.config_class.model_type
+    weights = load_file(saved / "model.safetensors")
+    gone = sorted(weights)[len(weights) // 2]
+    save_file({name: weights[name] for name in weights if name != gone}, saved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit its config: 1 missing"):
+        check_model(saved)
 
 
 # --------------------------------------------------------------------------------------------- what a batch is
