@@ -271,7 +271,7 @@ def test_a_failing_disk_at_every_step_of_save(saved, tmp_path, monkeypatch):
             def call(*args, **kwargs):
                 self.left -= 1
                 if self.left == 0:
-                    self.failed = True
+                    self.failed, self.name = True, name
                     raise OSError(errno.ENOSPC, "No space left on device")
                 return function(*args, **kwargs)
 
@@ -291,6 +291,8 @@ def test_a_failing_disk_at_every_step_of_save(saved, tmp_path, monkeypatch):
             assert re.fullmatch(rf"{folder} could not be written \(.*\); nothing is lost: .*\.", str(error))
             assert sorted(texts(ContextPool.load(folder, Encoder()))) == before
             assert sorted(texts(pool)) == after, "the changes are still there to be saved"
+            if failing.name != "unlink":
+                assert set(listing(folder)) == set(listing(saved)), "what takes room on a full disk"
         monkeypatch.setattr(pool_storage, "os", os)
         pool.save()
         assert sorted(texts(ContextPool.load(folder, Encoder()))) == after

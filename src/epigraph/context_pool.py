@@ -404,11 +404,13 @@ class ContextPool:
                 raise ValueError("the pool has no folder yet; name one: save(path).")
             with writing(folder), locked(folder):
                 manifest = self._merged(folder, overwrite)
-                for shard in manifest.shards:
-                    home = self._entries.folders.get(shard.file, folder)
-                    place(home / shard.file, folder, link=home == Path(self._staging.name))
-                write_manifest(folder, manifest)
-                sweep(folder, manifest)
+                try:
+                    for shard in manifest.shards:
+                        home = self._entries.folders.get(shard.file, folder)
+                        place(home / shard.file, folder, link=home == Path(self._staging.name))
+                    write_manifest(folder, manifest)
+                finally:  # also of what came before the disk was full
+                    sweep(folder)
                 # Still locked: the next process may rewrite what others have added, and delete their shards.
                 self.path = folder
                 self._history.written(manifest.operations)

@@ -194,9 +194,10 @@ def place(source: Path, folder: Path, link: bool = False):
     _sync_folder(folder)
 
 
-def sweep(folder: Path, manifest: Manifest):
-    """Delete shards that no operation names any more, and what killed processes left. The lock must be held."""
-    wanted = {shard.file for shard in manifest.shards}
+def sweep(folder: Path):
+    """Delete shards that the manifest does not name, and what killed processes left. The lock must be held."""
+    manifest = read_manifest(folder)
+    wanted = {shard.file for shard in manifest.shards} if manifest else set()
     for path in folder.iterdir():
         name = path.name.removesuffix(".tmp")
         unfinished = name != path.name and (name == MANIFEST or SHARD_NAME.fullmatch(name))
