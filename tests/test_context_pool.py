@@ -418,6 +418,16 @@ def test_a_folder_becomes_a_pool(tmp_path, caplog):
     assert ContextPool.from_folder(tmp_path, Encoder(), source="a").ids == pool.ids[:1]
 
 
+def test_the_card_is_whole_whatever_sources_are_called():
+    pool, encode = pool_of(1), Encoder()
+    pool.add([picture(2)], ["word2"], source="a|b\nc")
+    assert "| a b c | 1 |" in pool.card("me/words")
+    encode.weights_sha256 = None
+    assert "(weights of unknown hash, keys" in ContextPool(encode).card("me/words")
+    encode.weights_sha256 = "abc"
+    assert "(weights `abc`, keys" in ContextPool(encode).card("me/words")
+
+
 def test_queries_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"^\S+bad\.png: not an image"):

@@ -106,7 +106,7 @@ from epigraph.context_pool import ContextPool
 pool = ContextPool.load("{repo}", encode)
 ```
 
-`encode` must be the encoder of the model that the pool was made with (weights `{encoder}`, keys of width {width}); for
+`encode` must be the encoder of the model that the pool was made with (weights {encoder}, keys of width {width}); for
 another one, `ContextPool.load("{repo}").reencode(encode)`. The rows are a data set, too:
 
 ```python
@@ -476,13 +476,14 @@ def pool_card(
         tags=["epigraph", "context-pool", "ocr", "scene-text-recognition"],
         configs=[{"config_name": "default", "data_files": "shard-*.parquet"}],
     )
-    rows = "\n".join(f"| {name.replace('|', ' ') or 'not stated'} | {count:,} |" for name, count in sources.items())
+    names = {name: " ".join(name.replace("|", " ").split()) or "not stated" for name in sources}
+    rows = "\n".join(f"| {names[name]} | {count:,} |" for name, count in sources.items())
     return POOL_CARD.format(
         front=data.to_yaml().rstrip(),
         title=repo_id.split("/")[-1],
         repo=repo_id,
         entries=sum(sources.values()),
-        encoder=encoder or "of unknown hash",
+        encoder=f"`{encoder}`" if encoder else "of unknown hash",
         width=width,
         sources=rows,
         licence=f"{license}." if license else "Not stated by whoever made it; the images have licences of their own.",
