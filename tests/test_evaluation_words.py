@@ -70,6 +70,8 @@ BY_HAND = {
     "literature": (4 / 6, {}),  # mmocr keeps ^ and deletes é; of !? nothing remains, and nothing was read
     "literature_ignore_case": (2 / 6, {}),
     "literature_openocr": (4 / 5, {"longer than 25 characters": 1}),  # all but Café, of which it keeps caf
+    "literature_anyascii": (2 / 6, {}),
+    "literature_unicase": (3 / 6, {}),  # Café, too
 }
 
 

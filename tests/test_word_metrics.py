@@ -3,6 +3,7 @@
 import random
 import re
 import string
+import sys
 
 import pytest
 
@@ -40,6 +41,8 @@ def test_charsets_have_their_sizes():
         ("\u212a", "36", "k"),  # the sign of Kelvin, lower-cased before others are deleted
         ("\u212a", "62", ""),
         ("", "36", ""),
+        ("Café ß 日", "literature_anyascii", "Cafe ss Ri"),
+        ("Café ẞ", "literature_unicase", "cafe ss"),
     ],
 )
 def test_answers_in_the_form_of_a_protocol(text, protocol, expected):
@@ -124,6 +127,12 @@ def parseq_rule(text, charset, is_label):
         text = text.lower()
     text = "".join(character for character in text if character in charset)
     return None if is_label and not text else text
+
+
+def test_a_protocol_whose_package_is_missing_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anyascii", None)
+    with pytest.raises(ValueError, match="pip install anyascii"):
+        word_accuracy(["a"], ["a"], "literature_unicase")
 
 
 def test_adapter_equals_the_rule_written_out_on_random_text():

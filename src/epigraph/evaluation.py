@@ -66,7 +66,8 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "How answers are compared. Of words one or several of 36 (default), 62, 94, standard, literature, "
-            "literature_ignore_case, literature_openocr; of all else standard."
+            "literature_ignore_case, literature_openocr, literature_anyascii, literature_unicase; of all else "
+            "standard."
         },
     )
     context: Literal["none", "knn", "random", "wrong", "copy"] = field(

@@ -9,6 +9,8 @@
 | `literature` | lower case, of it `a-z`, `0-9`, `^` and Chinese characters | mmocr's `ignore_case_symbol` |
 | `literature_ignore_case` | lower case | mmocr's `ignore_case`, docTR's caseless match |
 | `literature_openocr` | ASCII letters and digits, in lower case | OpenOCR, with `is_filter` |
+| `literature_anyascii` | the texts written in ASCII, of any script | docTR's anyascii match |
+| `literature_unicase` | the same in lower case | docTR's unicase match |
 
 `docs/protocols.md` has the rules in full. Which labels are left out is part of a protocol, too.
 """
@@ -72,11 +74,25 @@ def _as_it_stands(text: str) -> str:
     return text
 
 
+def _anyascii(text: str) -> str:
+    try:
+        from anyascii import anyascii
+    except ModuleNotFoundError:
+        raise ValueError("this protocol needs the package anyascii: pip install anyascii.") from None
+    return anyascii(text)
+
+
+def _unicase(text: str) -> str:
+    return _anyascii(text.lower())
+
+
 _ANSWERS: dict[str, Callable[[str], str]] = {
     "standard": _as_it_stands,
     "literature": _literature,
     "literature_ignore_case": str.lower,
     "literature_openocr": _openocr,
+    "literature_anyascii": _anyascii,
+    "literature_unicase": _unicase,
 }
 PROTOCOLS = (*CHARSETS, *_ANSWERS)
 DEFAULT_PROTOCOL = "36"
