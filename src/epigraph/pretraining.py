@@ -327,10 +327,13 @@ def task_of(args: PretrainArguments) -> str:
 def set_attention(model, args: PretrainArguments, task: str) -> None:
     """The attention that the recipe names, or the fastest: of images in bf16 on a CPU that is ours."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     name = args.attn_implementation
     if name is None and task != "formulas" and args.mixed_precision == "bf16":
-        name = "blocked" if PartialState().device.type == "cpu" else None
+        # What the loop's Accelerator asks the environment for: the first state of a process is that of all of it.
+        state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        name = "blocked" if state.device.type == "cpu" else None
     if name is not None:
         try:
             model.set_attn_implementation(name)
