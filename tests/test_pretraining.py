@@ -212,7 +212,8 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
     file = recipe(optimizer="sgd", augmentation={"shift": 1}, batch_size=4, mixed_precision=precision)
     run(file, "--output_dir", tmp_path / "one")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", precision, "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--num_machines", "1", "--mixed_precision", precision, "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0"]
     command += [ROOT / "scripts" / "pretrain.py", "--recipe", file, "--output_dir", tmp_path / "two"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
