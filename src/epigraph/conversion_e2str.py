@@ -294,8 +294,14 @@ def _state_dict(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     return content
 
 
-def _hyper_parameters(path: str | Path | None) -> dict:
-    """Fields of E2STRConfig, those of its parts as dictionaries; ConversionError where a JSON file has others."""
+def _hyper_parameters(path: str | Path | None, into: str | Path | None = None) -> dict:
+    """Fields of E2STRConfig, those of its parts as dictionaries; none where weights go `into` a folder's model.
+
+    Raises:
+        ConversionError: the JSON file has others, or there is one though the model is a folder's.
+    """
+    if into and path:
+        raise ConversionError(f"--hyper-parameters are of a new model, but {into} has its own.")
     values = read_json(path) if path else {}
     known = E2STRConfig().to_dict()
     unknown = set(values) - set(known)
@@ -448,10 +454,8 @@ def convert_mae(
         OSError: the folder cannot be written; nothing half-written is left.
     """
     out_dir = new_folder(out_dir)
-    if into and hyper_parameters:
-        raise ConversionError(f"--hyper-parameters are of a new model, but {into} has its own.")
+    values = _hyper_parameters(hyper_parameters, into)
     official = _state_dict(checkpoint)
-    values = _hyper_parameters(hyper_parameters)
     model, processor = _load_e2str(into) if into else (None, None)
     try:
         tensors = convert_mae_state_dict(official)
@@ -495,9 +499,7 @@ def convert_opt(
         OSError: the folder cannot be written; nothing half-written is left.
     """
     out_dir = new_folder(out_dir)
-    if into and hyper_parameters:
-        raise ConversionError(f"--hyper-parameters are of a new model, but {into} has its own.")
-    values = _hyper_parameters(hyper_parameters)
+    values = _hyper_parameters(hyper_parameters, into)
     if "text_config" in values:
         raise ConversionError(f"{hyper_parameters} describes a text_config, but the decoder is {source}.")
     opt = _load_opt(source)

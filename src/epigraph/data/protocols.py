@@ -19,6 +19,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
+from importlib.util import find_spec
 
 LETTERS_AND_DIGITS = string.digits + string.ascii_lowercase
 CHARSETS = {
@@ -75,10 +76,8 @@ def _as_it_stands(text: str) -> str:
 
 
 def _anyascii(text: str) -> str:
-    try:
-        from anyascii import anyascii
-    except ModuleNotFoundError:
-        raise ValueError("this protocol needs the package anyascii: pip install anyascii.") from None
+    from anyascii import anyascii
+
     return anyascii(text)
 
 
@@ -139,9 +138,11 @@ def benchmark_subset(source: str, words: int) -> str | None:
 
 
 def check_protocol(protocol: str):
-    """ValueError that names the protocols, where this is none of them."""
+    """ValueError that names the protocols, where this is none of them, or the package that one lacks."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"there is no protocol '{protocol}' for words; there are {', '.join(PROTOCOLS)}.")
+    if protocol in ("literature_anyascii", "literature_unicase") and find_spec("anyascii") is None:
+        raise ValueError(f"protocol '{protocol}' needs the package anyascii: pip install anyascii.")
 
 
 __all__ = [
