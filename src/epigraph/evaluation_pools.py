@@ -188,9 +188,9 @@ def open_pool(
         ValueError: no pool, one of another model, one of which nothing is left, or too few entries.
         FileNotFoundError: there is nothing at `path`.
     """
-    pixels = set() if test is None else set(pixels_of(Contents(test))) - {None}
     folder = expand_path(path)
     if folder.exists() and not (folder / "manifest.json").is_file():
+        pixels = set() if test is None else set(pixels_of(Contents(test))) - {None}
         opened = _pool_of_rows(load_words(path, split, source), encode, pixels, size, seed)
     elif split is not None or source is not None:
         raise ValueError(f"{path}: a saved pool is taken as a whole; leave pool_split and pool_source out.")
@@ -203,9 +203,7 @@ def open_pool(
             f"and {opened.refused} cannot be entries."
         )
     if opened.test_images:
-        logger.warning(
-            "%s holds %d images that are measured; they are left out of it.", path, opened.test_images
-        )  # fmt: skip
+        logger.warning("%s holds %d images that are measured; they are left out of it.", path, opened.test_images)
     return opened
 
 
