@@ -69,6 +69,9 @@ class E2STRConfig(PreTrainedConfig):
         num_cross_attention_heads: heads of the gated cross-attention in front of every layer of the decoder.
         cross_attention_head_dim: channels of each of them.
         cross_attention_ffn_multiplier: width of its feed-forward half, in widths of the decoder.
+        stem_channels: of convolutions in front of the ViT, each halving height and width; None for none, as in the
+            official model. The ViT then reads their feature map: `vision_config.image_size` is that of the map, and
+            `vision_config.num_channels` its channels, filled in where left out.
         vision_post_layernorm: norm the image tokens after the last layer. The pinned version of the official code
             does, the ones before it did not.
         image_token_id: token that stands where an image is.
@@ -89,6 +92,7 @@ class E2STRConfig(PreTrainedConfig):
     num_cross_attention_heads: int = 8
     cross_attention_head_dim: int = 64
     cross_attention_ffn_multiplier: int = 4
+    stem_channels: list[int] | None = None
     vision_post_layernorm: bool = True
     image_token_id: int = 3
     end_of_chunk_token_id: int = 2
@@ -96,7 +100,8 @@ class E2STRConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        for name, default in (("vision_config", VISION), ("resampler_config", {}), ("text_config", TEXT)):
+        vision = {**VISION, "num_channels": self.stem_channels[-1]} if self.stem_channels else VISION
+        for name, default in (("vision_config", vision), ("resampler_config", {}), ("text_config", TEXT)):
             value, wanted = getattr(self, name), self.sub_configs[name]
             if not isinstance(value, PreTrainedConfig):
                 value = {**default, **(value or {})}
@@ -123,12 +128,27 @@ class E2STRConfig(PreTrainedConfig):
         tokens = {"image_token_id": 50266, "end_of_chunk_token_id": 50265}
         return cls(**{"vision_config": vision, "text_config": text, **tokens, **changes})
 
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Pixels of the images that the model takes: of `vision_config`, before any convolutions."""
+        size, halvings = self.vision_config.image_size, len(self.stem_channels or ())
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return height * 2**halvings, width * 2**halvings
+
     def validate_architecture(self):
         """Part of `@strict`: raises where the numbers cannot make a model."""
         for name in ("num_cross_attention_heads", "cross_attention_head_dim", "cross_attention_ffn_multiplier"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         vision, text = self.vision_config, self.text_config
+        if self.stem_channels is not None:
+            if not self.stem_channels or min(self.stem_channels) < 1:
+                raise ValueError(f"stem_channels must be numbers of at least 1, or None, not {self.stem_channels}.")
+            if vision.num_channels != self.stem_channels[-1]:
+                raise ValueError(
+                    f"vision_config.num_channels is {vision.num_channels}, but the stem gives "
+                    f"{self.stem_channels[-1]}; leave it out."
+                )
         sizes = vision.image_size, vision.patch_size
         image, patch = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
         if min(*image, *patch) < 1:

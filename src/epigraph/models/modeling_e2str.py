@@ -99,6 +99,26 @@ class E2STRLatentAttention(nn.Module):
         return attend(self, query, key, value, None, scaling=self.scaling)[0].flatten(2)
 
 
+class E2STRStem(nn.Module):
+    """Convolutions of stride 2 in front of the ViT, which then needs few tokens (Xiao et al., NeurIPS 2021, arXiv
+    2106.14881). Each is followed by a norm over channels, so that what an image gives does not depend on its batch,
+    and GELU.
+    """
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        pairs = list(zip([3, *channels], channels))
+        self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairs])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(images, 3, height, width) to (images, channels, height / 2^n, width / 2^n)."""
+        hidden = images.contiguous(memory_format=torch.channels_last)
+        for convolution, norm in zip(self.convolutions, self.norms):
+            hidden = F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return hidden
+
+
 class E2STRResamplerLayer(GradientCheckpointingLayer):
     """Latents look at image tokens and at each other (Flamingo, section 3.1)."""
 
@@ -340,6 +360,7 @@ class E2STRModel(E2STRPreTrainedModel):
 
     def __init__(self, config: E2STRConfig):
         super().__init__(config)
+        self.stem = E2STRStem(config.stem_channels) if config.stem_channels else None
         self.vision_model = ViTModel(config.vision_config, add_pooling_layer=False)
         if not config.vision_post_layernorm:
             self.vision_model.layernorm = nn.Identity()
@@ -370,6 +391,8 @@ class E2STRModel(E2STRPreTrainedModel):
         if not torch.compiler.is_compiling() and not bool(pixel_values.isfinite().all()):
             finite = pixel_values.isfinite().flatten(1).all(1)
             raise ValueError(f"pixel_values of image {int(finite.int().argmin())} hold NaN or infinite values.")
+        if self.stem is not None:
+            pixel_values = self.stem(pixel_values)
         tokens = self.vision_model(pixel_values).last_hidden_state[:, 1:]
         latents = self.resampler(tokens)
         return F.normalize(latents.float().mean(1), dim=-1), latents

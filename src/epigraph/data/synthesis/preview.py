@@ -54,6 +54,11 @@ def _described(sample) -> tuple[str, list[list[Tile]]]:
     """Headline, and the tiles of a sample line by line."""
     if hasattr(sample, "strokes"):
         return sample.text, [[("ink, a colour for each symbol", _formula(sample))]]
+    if hasattr(sample, "quality"):
+        quads = sample.char_quads
+        around = np.concatenate([quads[:, :2].reshape(-1, 2), quads[::-1, 2:].reshape(-1, 2)])
+        outlined = _outlined(sample.image, [quads], [around])
+        return _words(sample.style), [[((sample.text, sample.style), sample.image), ("quads", outlined)]]
     if hasattr(sample, "image"):
         effects = ", ".join(_effects(sample.styles))
         return f"{len(sample.texts)} words: {effects}", [list(_scene_tiles(sample))]

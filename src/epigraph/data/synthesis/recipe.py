@@ -24,7 +24,7 @@ from .datasets import ATTEMPTS
 from .fonts import LATIN, FontError, find_fonts
 from .shards import FORMATS, ShardPlan, write_shards
 
-KINDS = ("words", "groups", "scenes", "formulas")
+KINDS = ("words", "groups", "crops", "scenes", "formulas")
 EXECUTORS = ("none", "local", "slurm", "ray")
 _SIZES = {"words": [64, 256], "groups": [64, 256], "scenes": [512, 512]}
 _PLAN = ("num_samples", "shard_size", "seed", "attempts", "format")  # what `ShardPlan` puts into the manifest itself
@@ -42,7 +42,7 @@ class SynthesisArguments:
         default=None, metadata={"help": "Folder of the shards. A run that was cut off goes on where it stood."}
     )
     kind: str = field(
-        default="words", metadata={"help": "words, groups (words x styles x backgrounds), scenes, formulas."}
+        default="words", metadata={"help": "words, groups (words x styles x backgrounds), crops, scenes, formulas."}
     )
     num_samples: int = field(default=10_000, metadata={"help": "Samples of all shards together."})
     size: list[int] | None = field(
@@ -222,12 +222,16 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     pool = BackgroundPool([expand_path(path) for path in args.backgrounds]) if args.backgrounds else None
     plain = args.style == "plain"
     options = StyleOptions.plain() if plain else _options(StyleOptions, "style", args.style)
-    common = {"faces": faces, "words": words, "size": tuple(args.size), "backgrounds": pool}
+    common = {"faces": faces, "words": words, "size": args.size and tuple(args.size), "backgrounds": pool}
     if args.kind == "scenes":
         from .scenes import SceneGenerator as Generator
         from .scenes import SceneOptions
 
         options = _options(SceneOptions, "scene", args.scene, style=options)
+    elif args.kind == "crops":
+        from .crops import CropGenerator as Generator
+
+        del common["size"]
     else:
         from .rendering import GroupGenerator, WordGenerator
 

@@ -53,6 +53,8 @@ class WordSampler:
         rare: share of words in which characters were replaced by, or that consist of, characters which the list
             seldom has, so that q, Z, & or 龘 are learnt too.
         punctuation: share of words with marks at their ends.
+        codes: share of what stands on receipts, plates and packages beside numbers and words: `RM12.50`, `7ABC123`,
+            `(GST)`, `QTY:`, `#0042`, `www.epigraph.com`.
         cases: draw UPPER, Capital and lower case as signs have them; otherwise words stay as the list has them.
         min_length, max_length: in characters.
 
@@ -74,13 +76,16 @@ class WordSampler:
         cases: bool = True,
         min_length: int = 1,
         max_length: int = 25,
+        codes: float = 0.0,
     ):
-        if min(numbers, rare, punctuation) < 0 or numbers + rare > 1 or punctuation > 1:
-            raise ValueError(f"shares lie in 0..1, not numbers {numbers}, rare {rare}, punctuation {punctuation}.")
+        if min(numbers, rare, punctuation, codes) < 0 or numbers + rare + codes > 1 or punctuation > 1:
+            raise ValueError(
+                f"shares lie in 0..1, not numbers {numbers}, rare {rare}, punctuation {punctuation}, codes {codes}."
+            )
         if not 1 <= min_length <= max_length:
             raise ValueError(f"word lengths of {min_length} to {max_length} leave none; give 1 <= least <= most.")
         self.numbers, self.rare, self.punctuation, self.cases = numbers, rare, punctuation, cases
-        self.min_length, self.max_length = min_length, max_length
+        self.min_length, self.max_length, self.codes = min_length, max_length, codes
         if isinstance(files, (str, Path)):
             files = [files]
         self.words, left_out = [], Counter()
@@ -130,6 +135,8 @@ class WordSampler:
                 text = _number(rng)
             elif draw < self.numbers + self.rare:
                 text = self._strange(rng, characters)
+            elif draw < self.numbers + self.rare + self.codes:
+                text = _code(rng, self._word(rng))
             else:
                 text = self._word(rng)
                 if self.punctuation and rng.random() < self.punctuation:
@@ -277,6 +284,38 @@ def _number(rng: np.random.Generator) -> str:
         return _digits(rng, 1 + int(rng.random() * 2)) + "%"
     unit = ("km", "m", "kg", "g", "ml", "L", "x", "st", "th", "pm", "am", "mm", "A", "B", "W", "V")
     return _digits(rng, 1 + int(rng.random() * 3)) + unit[int(rng.random() * len(unit))]
+
+
+def _code(rng: np.random.Generator, word: str) -> str:
+    """A number plate, an amount with a sign or unit, a word as receipts and addresses of the web have it."""
+    draw = rng.random()
+    if draw < 0.3:  # plates: runs of capitals and digits
+        runs = ("LD", "DLD", "LDL", "DL", "LDLD", "DLDL")[int(rng.random() * 6)]
+        parts = []
+        for run in runs:
+            count = 1 + int(rng.random() * (4 if run == "D" else 3))
+            letters = (string.ascii_uppercase[int(rng.random() * 26)] for _ in range(count))
+            parts.append("".join(letters) if run == "L" else _digits(rng, count, 0))
+        return "-"[: rng.random() < 0.15].join(parts)
+    if draw < 0.45:
+        every = string.ascii_uppercase + string.digits
+        return "".join(every[int(rng.random() * 36)] for _ in range(4 + int(rng.random() * 8)))
+    amount = f"{_digits(rng, 1 + int(rng.random() ** 1.5 * 4))}.{_digits(rng, 2, 0)}"
+    if draw < 0.6:
+        sign = ("RM", "$", "USD", "-", "(", "@", "+", "*", "EUR", "x", "=")[int(rng.random() * 11)]
+        return f"({amount})" if sign == "(" else sign + amount
+    if draw < 0.68:
+        mark = (" SR", "S", "T", "A", "*", "-", "#", "KG", "%", "/kg")[int(rng.random() * 10)]
+        return amount + mark.strip()
+    if draw < 0.74:
+        return "#" + _digits(rng, 2 + int(rng.random() * 7), 0)
+    if draw < 0.92:
+        form = ("({})", "{}:", "{}.", "{}:" + _digits(rng, 1), "{}/", "*{}*", "&{}", "{}@" + _digits(rng, 1),
+                "{}-" + _digits(rng, 2), "{}#", "[{}]", "<{}>", "{}...", "{}," )[int(rng.random() * 14)]  # fmt: skip
+        return form.format(word)
+    end = (".com", ".org", ".net", ".co.uk", ".de", ".in", ".com.my")[int(rng.random() * 7)]
+    name = word.lower() + end
+    return ("www.", "http://", "info@", "")[int(rng.random() * 4)] + name if name.isascii() else name
 
 
 def _digits(rng: np.random.Generator, count: int, least: int = 1) -> str:

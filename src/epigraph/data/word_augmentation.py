@@ -1,0 +1,147 @@
+"""How images of words are varied in training, in one resampling: geometry, blur and noise, colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class WordAugmentation:
+    """Variation of single words (Zhao et al., CVPR 2024, section 4.1): chances of the three kinds.
+
+    Attributes:
+        geometry: a rotation, a shear with a change of scale, or a perspective.
+        degradation: a loss of resolution, noise, or blur of motion.
+        colour: other brightness, contrast, saturation and hue.
+        rotation: largest angle, in degrees.
+    """
+
+    geometry: float = 0.5
+    degradation: float = 0.25
+    colour: float = 0.25
+    rotation: float = 15.0
+
+    def __post_init__(self):
+        for field in fields(self)[:3]:
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise ValueError(f"augmentation: {field.name} is a chance from 0 to 1, not {getattr(self, field.name)}.")
+        if not 0 <= self.rotation <= 90:
+            raise ValueError(f"augmentation: rotation lies between 0 and 90 degrees, not {self.rotation}.")
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """An image (height, width, 3) uint8, varied by what `rng` draws and brought to `size` (height, width)."""
+        draws = rng.random(3)
+        if draws[0] < self.geometry:
+            move = (_rotated, _sheared, _turned_away)[rng.integers(3)]
+            image = warped(image, move(image.shape[:2], self.rotation, rng), size)
+        else:
+            image = resized(image, size)
+        if draws[1] < self.degradation:
+            image = (_coarse, _noisy, _shaken)[rng.integers(3)](image, rng)
+        return recoloured(image, 0.4, 0.1, rng) if draws[2] < self.colour else image
+
+
+def varied_copy(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Transform of in-context training (section 3.2): other colours, turned by up to 30 degrees."""
+    return recoloured(warped(image, _rotated(image.shape[:2], 30.0, rng), size), 0.5, 0.5, rng)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As the processor resizes images that are read: bilinearly, without aliases."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def warped(image: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image with its corners (4, 2) moved, cut to what they span, at `size`; new ground repeats the border."""
+    import cv2
+
+    height, width = image.shape[:2]
+    low, span = corners.min(0), np.ptp(corners, axis=0)
+    # What is much larger than the result would alias.
+    small = min(height, max(1, round(2 * size[0] * height / span[1]))), min(
+        width, max(1, round(2 * size[1] * width / span[0]))
+    )
+    image = resized(image, small)
+    # Pixel centres are at +0.5.
+    source = np.float32([[0, 0], [small[1], 0], [small[1], small[0]], [0, small[0]]]) - 0.5
+    target = ((corners - low) / span * (size[1], size[0]) - 0.5).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(source, target)
+    return cv2.warpPerspective(
+        image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def _corners(shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    return np.array([[0, 0], [width, 0], [width, height], [0, height]], float)
+
+
+def _rotated(shape, degrees, rng) -> np.ndarray:
+    angle = np.deg2rad(rng.uniform(-degrees, degrees))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return _corners(shape) @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def _sheared(shape, degrees, rng) -> np.ndarray:
+    across, down = rng.uniform(-0.5, 0.5), rng.uniform(-0.1, 0.1)
+    corners = _corners(shape) @ np.array([[1, down], [across, 1]])
+    # The word within a wider picture, or cut a little at its borders.
+    edges = rng.uniform(-0.08, 0.04, (2, 2)) * np.ptp(corners, axis=0)
+    return _moved_frame(corners, edges)
+
+
+def _moved_frame(corners: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Corners pulled in, so that the span, which is what is cut out, is no longer filled by the word."""
+    low, high = corners.min(0), corners.max(0)
+    return low - edges[0] + (corners - low) * ((high - low + edges.sum(0)) / (high - low))
+
+
+def _turned_away(shape, degrees, rng) -> np.ndarray:
+    inwards = rng.uniform(0, 0.25, (4, 2)) * (0.4 * shape[1], shape[0])
+    return _corners(shape) + inwards * [[1, 1], [-1, 1], [-1, -1], [1, -1]]
+
+
+def _coarse(image, rng) -> np.ndarray:
+    import cv2
+
+    height, width = image.shape[:2]
+    factor = rng.uniform(0.35, 0.8)
+    small = cv2.resize(image, (max(1, int(width * factor)), max(1, int(height * factor))), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _noisy(image, rng) -> np.ndarray:
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(3, 18)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def _shaken(image, rng) -> np.ndarray:
+    import cv2
+
+    length, angle = rng.integers(2, 6), rng.uniform(0, np.pi)
+    reach = np.linspace(-0.5, 0.5, 9) * length
+    kernel = np.zeros((7, 7), np.float32)
+    np.add.at(kernel, ((3 + reach * np.sin(angle)).round().astype(int), (3 + reach * np.cos(angle)).round().astype(int)), 1 / 9)
+    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
+
+
+def recoloured(image: np.ndarray, strength: float, hue: float, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation times 1 - strength to 1 + strength, hue turned by up to `hue` of a circle."""
+    import cv2
+
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    turn = rng.uniform(-hue, hue) * 180
+    mean = image.mean()
+    image = np.clip((image - mean) * np.float32(brightness * contrast) + np.float32(mean * brightness), 0, 255)
+    hsv = cv2.cvtColor(image.astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = (hsv[..., 0] + turn) % 180
+    hsv[..., 1] = np.minimum(hsv[..., 1] * saturation, 255)
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+__all__ = ["WordAugmentation", "recoloured", "resized", "varied_copy", "warped"]

@@ -1,0 +1,322 @@
+"""Words in batches for training: several sources in given shares, varied, one word or many in a sequence.
+
+Stage 1 shows a model single words. Stage 2 shows it sequences of words whose parts and variants come again (Split and
+Transform; Zhao et al., CVPR 2024, section 3.2): what a word looks like is then told by its neighbours' texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from .readers import expand_path, files_below, parquet_selection
+from .word_augmentation import WordAugmentation, resized, varied_copy
+from .words import load_words, open_word, training_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Of 80 images in a sequence of the official code 60 are words of their own at least.
+OWN_WORDS = 0.75
+_BUCKETS = 10_000
+
+
+@dataclass(frozen=True)
+class WordSource:
+    """Where words for training come from.
+
+    Attributes:
+        path: what `load_words` reads, or shards of `epigraph synth` with one or several words in a row.
+        split, source: keep these rows only.
+        weight: share of this source in what is trained on, in any unit; None is its number of words.
+        held_out: share of its words, chosen by their ids, that is kept for measuring and never trained on.
+    """
+
+    path: str
+    split: str | None = None
+    source: str | None = None
+    weight: float | None = None
+    held_out: float = 0.0
+
+    def __post_init__(self):
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"train_data: weight must be above 0, not {self.weight}.")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"train_data: held_out is a share from 0 to below 1, not {self.held_out}.")
+
+    @property
+    def name(self) -> str:
+        """What a measurement of its held-out words is called."""
+        return self.source or expand_path(self.path).stem
+
+    def load(self, characters: set[str]) -> tuple[Dataset, Dataset]:
+        """The words that can be written with `characters`: those to train on, and those held out.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load_words`; or nothing is left to train on.
+        """
+        rows, _ = training_labels(self._rows(), characters)
+        held_out = np.array([self.held_out > 0 and _bucket(name) < self.held_out * _BUCKETS for name in rows["id"]])
+        if held_out.all():
+            raise ValueError(f"{self.path}: all of its {len(rows)} words are held out; lower held_out.")
+        return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+    def _rows(self) -> Dataset:
+        path = expand_path(self.path)
+        files = files_below(path, ".parquet") if path.exists() else []
+        if not files or not _of_synthesis(files[0]):
+            return load_words(self.path, self.split, self.source)
+        if self.source is not None:
+            raise ValueError(f"{self.path}: rendered words have no source '{self.source}'; leave it out.")
+        return rendered_words(files, path, self.split)
+
+
+def _bucket(name: str) -> int:
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % _BUCKETS
+
+
+def _of_synthesis(file: Path) -> bool:
+    import pyarrow.parquet
+
+    try:
+        return "images" in pyarrow.parquet.read_schema(file).names
+    except (pyarrow.ArrowException, OSError):
+        return False  # `load_words` says what is wrong with it
+
+
+def rendered_words(files: list[Path], path: Path, split: str | None = None) -> Dataset:
+    """Every word of rendered shards as a row of the word schema, with `char_quads` (characters, 4, 2).
+
+    Nothing is copied; ids are those of sample and word, `12.0`.
+
+    Raises:
+        ValueError: as `parquet_selection`.
+    """
+    import datasets
+    import pyarrow
+    import pyarrow.compute
+
+    files, _, _ = parquet_selection(files, path, split, "rendered words", (("images",), ("texts",), ("char_quads",)))
+    columns = ["index", "images", "texts", "char_quads"]
+    rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns)
+    table = rows.data.table
+    counts = pyarrow.compute.list_value_length(table["texts"]).to_numpy()
+    numbers = np.repeat(table["index"].to_numpy(), counts)
+    members = np.arange(len(numbers)) - np.repeat(counts.cumsum() - counts, counts)
+    words = {name: pyarrow.compute.list_flatten(table[name]) for name in columns[1:]}
+    flat = pyarrow.table(
+        {
+            "id": pyarrow.array([f"{number}.{member}" for number, member in zip(numbers, members)]),
+            "image": words["images"],
+            "text": words["texts"],
+            "char_quads": words["char_quads"],
+        }
+    )
+    text, points = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("float32")))
+    features = {"id": text, "image": datasets.Image(), "text": text, "char_quads": datasets.List(points)}
+    return datasets.Dataset(flat, info=datasets.DatasetInfo(features=datasets.Features(features)))
+
+
+# ------------------------------------------------------------------------------------------------------------- stage 2
+
+
+def split_word(
+    image: np.ndarray, text: str, char_quads: np.ndarray | None, rng: np.random.Generator
+) -> list[tuple[np.ndarray, str]]:
+    """Parts of a word: Split of in-context training (section 3.2; the counts are those of the official code).
+
+    Args:
+        image: (height, width, 3).
+        text: what it shows.
+        char_quads: (characters, 4, 2), where each character is, clockwise from its own top left corner, in pixels of
+            `image`: of the renderer, or of whatever finds characters in photographs. None where that is not known.
+        rng: draws how many parts there are, and which.
+
+    Returns:
+        Parts of full height with their texts, from the right edge of the character before (or the left border) to the
+        right edge of the last one. None of words of one character, and where quads and characters are not as many.
+    """
+    length = len(text)
+    if char_quads is None or len(char_quads) != length or length < 2:
+        return []
+    edges = np.asarray(char_quads, np.float32)[:, 1:3, 0].mean(1).round().astype(int)
+    edges = np.clip(np.concatenate([[0], edges]), 0, image.shape[1])
+    latin = any(character.isascii() and character.isalpha() for character in text)
+    count = rng.integers(2, length + 1) if latin else rng.integers(1, max(int(0.7 * length), 1) + 1)
+    parts = []
+    for _ in range(count):
+        first = rng.integers(length)
+        last = rng.integers(first, length)
+        left, right = edges[first], edges[last + 1]
+        if right > left:  # characters of slanted or backward text may lie on top of each other
+            parts.append((image[:, left:right], text[first : last + 1]))
+    return parts
+
+
+def in_context(
+    words: Sequence[tuple[np.ndarray, str, np.ndarray | None]], images: int, size: tuple[int, int], rng
+) -> list[tuple[np.ndarray, str]]:
+    """A sequence of in-context training (section 3.2): words, parts of them, and variants of both, in any order.
+
+    Args:
+        words: image (height, width, 3), text and `char_quads` (or None) of each.
+        images: most images in the sequence.
+        size: height and width that all images are brought to.
+        rng: draws everything.
+
+    Returns:
+        Images (height, width, 3) uint8 with their texts.
+    """
+    own, parts, copies = [], [], []
+    for image, text, char_quads in words:
+        own.append((resized(image, size), text))
+        pieces = split_word(image, text, char_quads, rng)
+        parts += [(piece, text_of_it) for piece, text_of_it in pieces]
+        # Parts are varied as well; of words that have none, one more copy of the whole is.
+        copies += pieces or [(image, text)]
+    wanted = rng.permutation(len(parts))[: len(own)]
+    chosen = [(varied_copy(parts[index][0], size, rng), parts[index][1]) for index in wanted]
+    count = rng.integers(2, max(2, int(0.3 * len(copies))) + 1)
+    again = [copies[index] for index in rng.permutation(len(copies))[:count]]
+    chosen += [(varied_copy(image, size, rng), text) for image, text in again]
+    sequence = own + chosen
+    return [sequence[index] for index in rng.permutation(len(sequence))[:images]]
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+class WordDataset(torch.utils.data.Dataset):
+    """Sequences of words by key, `(epoch, place, rows)`: which words, and with what random numbers they are varied.
+
+    Args:
+        parts: rows of each source (`WordSource.load`), one after the other.
+        size: height and width of the images that come out.
+        images: of a sequence; 1 gives single words.
+        augmentation: how single words are varied; None leaves them as they are.
+        seed: with epoch and place it determines every variation.
+    """
+
+    def __init__(
+        self,
+        parts: list[Dataset],
+        size: tuple[int, int],
+        images: int = 1,
+        augmentation: WordAugmentation | None = None,
+        seed: int = 0,
+    ):
+        import datasets
+
+        kept = ["id", "image", "text"] + ["char_quads"] * (images > 1)
+        rows = [part.select_columns([name for name in kept if name in part.column_names]) for part in parts]
+        self.rows = [part.cast_column("image", datasets.Image(decode=False)) for part in rows]
+        self.starts = np.cumsum([0, *map(len, self.rows)])
+        self.size, self.images, self.augmentation, self.seed = size, images, augmentation, seed
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def words(self, indices: Sequence[int]) -> list[tuple[np.ndarray, str, np.ndarray | None]]:
+        """Images (height, width, 3), texts and `char_quads`, where known, of these rows.
+
+        Raises:
+            ValueError: naming a row whose image cannot be read.
+        """
+        indices, found = np.asarray(indices), [None] * len(indices)
+        sources = np.searchsorted(self.starts, indices, side="right") - 1
+        for source in np.unique(sources):
+            places = np.flatnonzero(sources == source)
+            rows = self.rows[source][(indices[places] - self.starts[source]).tolist()]
+            quads = rows.get("char_quads", [None] * len(places))
+            for place, *row in zip(places, rows["id"], rows["image"], rows["text"], quads):
+                found[place] = _word(*row)
+        return found
+
+    def __getitems__(self, keys: list[tuple[int, int, list[int]]]) -> list[list[tuple[np.ndarray, str]]]:
+        words = iter(self.words([row for _, _, rows in keys for row in rows]))
+        return [self.sequence(epoch, place, [next(words) for _ in rows]) for epoch, place, rows in keys]
+
+    def sequence(self, epoch: int, place: int, words: list) -> list[tuple[np.ndarray, str]]:
+        """Images (height, width, 3) of one size, and their texts."""
+        rng = np.random.default_rng([self.seed, epoch, place])
+        if self.images > 1:
+            return in_context(words, self.images, self.size, rng)
+        vary = self.augmentation or (lambda image, size, rng: resized(image, size))
+        return [(vary(image, self.size, rng), text) for image, text, _ in words]
+
+
+def _word(name: str, stored: dict, text: str, quads: list | None) -> tuple[np.ndarray, str, np.ndarray | None]:
+    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+    image = np.asarray(open_word(content, f"row {name}").convert("RGB"))
+    return image, text, None if quads is None else np.asarray(quads, np.float32)
+
+
+class WordLoader:
+    """Training batches of `E2STRProcessor` from any place in the run.
+
+    The order is a function of (seed, epoch): an epoch has as many words as all sources together, of each source its
+    share; sources are gone through again and again, each in an order that is new every time. Of every global batch
+    process `rank` takes each `world`-th sequence.
+
+    Args:
+        dataset: sequences by key.
+        weights: share of each of its sources, in any unit.
+        processor: the model's.
+        batch_size: sequences over all processes.
+        num_workers: processes that prepare batches.
+    """
+
+    def __init__(self, dataset: WordDataset, weights: list[float], processor, batch_size: int, num_workers: int = 0):
+        self.dataset, self.processor = dataset, processor
+        self.batch_size, self.num_workers = batch_size, num_workers
+        shares = np.array(weights, float) / sum(weights)
+        self.counts = np.maximum(1, np.round(shares * len(dataset))).astype(int)
+        self.own_words = 1 if dataset.images == 1 else max(1, round(OWN_WORDS * dataset.images))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch."""
+        seed, starts, chosen = self.dataset.seed, self.dataset.starts, []
+        for number, count in enumerate(self.counts.tolist()):
+            size = int(starts[number + 1] - starts[number])
+            first = epoch * count
+            rounds = range(first // size, (first + count - 1) // size + 1)
+            walk = np.concatenate([np.random.default_rng([seed, number, turn]).permutation(size) for turn in rounds])
+            chosen.append(starts[number] + walk[first - rounds[0] * size :][:count])
+        return np.random.default_rng([seed, epoch]).permutation(np.concatenate(chosen))
+
+    def __call__(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of `epoch` from number `start` on, the share of process `rank` among `world`."""
+        order, own = self.order(epoch).tolist(), self.own_words
+        keys = [(epoch, place, order[place : place + own]) for place in range(0, len(order), own)]
+        batches = [keys[first : first + self.batch_size] for first in range(0, len(keys), self.batch_size)]
+        batches = [batch[rank::world] for batch in batches if len(batch) >= world]
+        if not batches:
+            raise ValueError(f"{len(order)} words in batches of {self.batch_size} are too few for {world} processes.")
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=batches[start:],
+                collate_fn=self.collate,
+                num_workers=self.num_workers,
+                multiprocessing_context="fork" if self.num_workers else None,
+                # Its own generator: a loader otherwise draws from the global one, and a resumed run would differ.
+                generator=torch.Generator(),
+            )
+        )
+
+    def collate(self, sequences: list[list[tuple[np.ndarray, str]]]) -> dict[str, torch.Tensor]:
+        """Sequences to the model's arguments, through the processor."""
+        images = [[Image.fromarray(image) for image, _ in sequence] for sequence in sequences]
+        texts = [[text for _, text in sequence] for sequence in sequences]
+        return dict(self.processor(images=images, text=texts, do_resize=False))
+
+
+__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "rendered_words", "split_word"]
