@@ -1,4 +1,4 @@
-"""What `scripts/pretrain.py` trains: models of formulas, classifiers of images, and PixelViT on hidden pixels.
+"""What `scripts/pretrain.py` trains: models of formulas and of words, classifiers, and PixelViT on hidden pixels.
 
     accelerate launch scripts/pretrain.py --recipe recipes/comer_crohme.yaml
 
@@ -28,8 +28,8 @@ from .training import LoopArguments, PretrainArguments, RecipeError, changed, pa
 logger = logging.getLogger(__name__)
 
 # What a type of model can be trained for; the first where a recipe does not say.
-TASKS = {"comer": ("formulas",), "pixelvit": ("classification", "pixels")}
-# Settings that mean nothing to images.
+TASKS = {"comer": ("formulas",), "e2str": ("words",), "pixelvit": ("classification", "pixels")}
+# Settings that mean nothing to images and words.
 OF_FORMULAS = ("zoom", "max_pixels", "max_image_pixels", "max_label_length", "freeze_norms_at")
 
 
@@ -280,6 +280,106 @@ def reconstruction_evaluation(rows, processor, args: LoopArguments):
     return evaluate
 
 
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def word_model(args: PretrainArguments):
+    """The model of a recipe's settings, or of a folder, and its processor."""
+    from .models.processing_e2str import e2str_processor
+    from .reading import load
+
+    if not isinstance(args.model, dict):
+        if args.processor:
+            raise RecipeError(f"processor: {args.model} has its own; leave the setting out.")
+        return load(args.model, None, "cpu", "float32")
+    refuse_unknown("processor", args.processor, {"characters"})
+    check_settings(args.model)
+    text = dict(args.model.get("text_config") or {})
+    if "vocab_size" in text:
+        raise RecipeError("model: text_config.vocab_size follows from the processor's characters; leave it out.")
+    try:
+        vocabulary = len(e2str_processor(**args.processor).tokenizer)
+        config = new_config({**args.model, "text_config": {**text, "vocab_size": vocabulary}})
+        size = dict(zip(("height", "width"), config.image_height_width))
+        positions = config.text_config.max_position_embeddings
+        processor = e2str_processor(**args.processor, max_length=positions, size=size)
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, RecipeError) else RecipeError(f"processor: {first_line(error)}") from None
+    return AutoModel.from_config(config), processor
+
+
+def word_sources(args: PretrainArguments) -> list:
+    """The `WordSource`s of a recipe; `RecipeError` where one cannot be."""
+    from .data.word_batches import WordSource
+
+    sources = []
+    for data in args.train_data:
+        values = {"path": data} if isinstance(data, str) else data
+        refuse_unknown("train_data", values, [f.name for f in fields(WordSource)])
+        try:
+            sources.append(WordSource(**{"split": args.train_split, **values}))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"train_data: {str(error).removeprefix('train_data: ')}") from None
+    return sources
+
+
+def pretrain_words(args: PretrainArguments):
+    """The arguments of `train` for a model that reads words: single ones, or many in context."""
+    from .data.word_augmentation import WordAugmentation
+    from .data.word_batches import WordDataset, WordLoader
+    from .data.words import load_words
+
+    if given := changed(args, OF_FORMULAS):
+        raise RecipeError(f"{', '.join(given)}: for formulas only; words need no such setting.")
+    if args.images_per_sequence < 1:
+        raise RecipeError(f"images_per_sequence must be at least 1, not {args.images_per_sequence}.")
+    if args.augmentation and args.images_per_sequence > 1:
+        raise RecipeError("augmentation: of single words only; sequences in context vary by Split and Transform.")
+    refuse_unknown("augmentation", args.augmentation, [f.name for f in fields(WordAugmentation)])
+    try:
+        augmentation = WordAugmentation(**args.augmentation) if args.augmentation else None
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from None
+    sources = word_sources(args)
+    model, processor = word_model(args)
+    characters = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens) - {" "}
+    parts, held_out = [], {}
+    for source in sources:
+        rows, kept = source.load(characters)
+        parts.append(rows)
+        if len(kept):
+            held_out[source.name] = kept
+    if args.eval_data:
+        held_out["eval_data"] = load_words(args.eval_data, args.eval_split)
+    size = processor.image_processor.size
+    dataset = WordDataset(
+        parts, (size["height"], size["width"]), args.images_per_sequence, augmentation, args.seed
+    )
+    weights = [len(rows) if source.weight is None else source.weight for source, rows in zip(sources, parts)]
+    loader = WordLoader(dataset, weights, processor, args.batch_size, args.num_workers)
+    return model, loader, word_evaluation(held_out, processor, args) if held_out else None, processor
+
+
+def word_evaluation(held_out: dict, processor, args: LoopArguments):
+    """`evaluate(model)` for `train`: greedy word accuracy (protocol 36) by source; the mean of all selects the best."""
+    from .evaluation_words import evaluate_words
+
+    chosen = {}
+    for name, rows in held_out.items():
+        count = min(args.eval_limit or len(rows), len(rows))
+        chosen[name] = rows.select([number * len(rows) // count for number in range(count)])
+
+    def evaluate(model) -> dict[str, float]:
+        read = {
+            name: evaluate_words(model, processor, rows, batch_size=32, num_beams=1)["metrics"]["word_accuracy"]
+            for name, rows in chosen.items()
+        }
+        return {**{f"word_accuracy_{name}": value for name, value in read.items()},
+                "selection": sum(read.values()) / len(read)}  # fmt: skip
+
+    return evaluate
+
+
 # ------------------------------------------------------------------------------------------------------------- main
 
 
@@ -353,7 +453,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_recipe(sys.argv[1:] if argv is None else argv)
     set_seed(args.seed)
     task = task_of(args)
-    if task == "formulas":
+    if task == "words":
+        model, loader, evaluate, processor = pretrain_words(args)
+    elif not all(isinstance(path, str) for path in args.train_data) or args.images_per_sequence != 1:
+        raise RecipeError(f"train_data, images_per_sequence: {task} take paths alone, and single images.")
+    elif task == "formulas":
         model, loader, evaluate, processor = pretrain_formulas(args)
     else:
         model, loader, evaluate, processor = pretrain_images(args, task)

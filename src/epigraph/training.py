@@ -36,18 +36,21 @@ class LoopArguments:
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
     train_data: list[str] = field(
-        metadata={"help": "Files or folders of formulas, or of images, one or several; ${VARIABLES} expand."}
+        metadata={
+            "help": "Files or folders of formulas, images or words, one or several; ${VARIABLES} expand. Of words also "
+            "mappings of path, split, source, weight and held_out."
+        }
     )
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_data: str | None = field(default=None, metadata={"help": "Data for model selection; never the test set."})
     eval_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
     eval_limit: int | None = field(
-        default=None, metadata={"help": "Evaluate on so many rows only: the first, of images evenly chosen ones."}
+        default=None, metadata={"help": "Evaluate on so many rows (of each source) only: the first, of images and words evenly chosen ones."}
     )
     augmentation: str = field(
         default="{}",
-        metadata={"help": "Strengths of InkAugmentation or ImageAugmentation; {} leaves inputs as they are."},
+        metadata={"help": "Strengths of InkAugmentation, ImageAugmentation or WordAugmentation; {} leaves inputs as they are."},
     )
     zoom: list[float] = field(
         default_factory=lambda: [0.7, 1.4], metadata={"help": "Range of the size factor of formulas."}
@@ -80,9 +83,10 @@ class LoopArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
     def __post_init__(self):
-        if isinstance(self.train_data, str | Path):
-            self.train_data = [str(self.train_data)]
-        if not self.train_data or not all(isinstance(path, str) for path in self.train_data):
+        if isinstance(self.train_data, str | Path | dict):
+            self.train_data = [self.train_data]
+        self.train_data = [str(data) if isinstance(data, Path) else parsed(data) for data in self.train_data or ()]
+        if not self.train_data or not all(isinstance(data, str | dict) for data in self.train_data):
             raise ValueError(f"train_data must be a path or a list of paths, not {self.train_data!r}.")
         self.augmentation = parsed(self.augmentation)
         for name, known in _CHOICES.items():
@@ -101,8 +105,12 @@ class PretrainArguments(LoopArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": "comer: formulas; pixelvit: classification (default), or pixels: hidden ones are predicted."
+            "help": "comer: formulas; e2str: words; pixelvit: classification (default), or pixels: hidden ones are "
+            "predicted."
         },
+    )
+    images_per_sequence: int = field(
+        default=1, metadata={"help": "Of words: 1 trains on single images; more, in context, on so many at most."}
     )
     attn_implementation: str | None = field(
         default=None,

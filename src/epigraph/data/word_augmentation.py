@@ -36,7 +36,9 @@ class WordAugmentation:
         draws = rng.random(3)
         if draws[0] < self.geometry:
             move = (_rotated, _sheared, _turned_away)[rng.integers(3)]
-            image = warped(image, move(image.shape[:2], self.rotation, rng), size)
+            corners = move(image.shape[:2], self.rotation, rng)
+            # As words are cut out of scenes: too wide, or a little too narrow.
+            image = warped(image, corners, size, rng.uniform(-0.03, 0.08, (2, 2)))
         else:
             image = resized(image, size)
         if draws[1] < self.degradation:
@@ -56,24 +58,29 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def warped(image: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image with its corners (4, 2) moved, cut to what they span, at `size`; new ground repeats the border."""
+def warped(image: np.ndarray, corners: np.ndarray, size: tuple[int, int], margins=0.0) -> np.ndarray:
+    """The image with its corners moved, cut to what they span, at `size`.
+
+    Args:
+        image: (height, width, 3) uint8.
+        corners: (4, 2), x and y of where its corners go, clockwise from the top left one.
+        size: height and width that come out.
+        margins: (2, 2), of what the corners span: how much more is cut out at the left and top, right and bottom. It
+            repeats the border.
+    """
     import cv2
 
-    height, width = image.shape[:2]
-    low, span = corners.min(0), np.ptp(corners, axis=0)
+    spans = np.ptp(corners, axis=0)
+    low, high = np.stack([corners.min(0), corners.max(0)]) + np.array([[-1], [1]]) * margins * spans
+    scale = (size[1], size[0]) / (high - low)
     # What is much larger than the result would alias.
-    small = min(height, max(1, round(2 * size[0] * height / span[1]))), min(
-        width, max(1, round(2 * size[1] * width / span[0]))
-    )
-    image = resized(image, small)
+    (height, width), (across, down) = image.shape[:2], np.maximum(1, np.round(2 * scale * spans)).astype(int)
+    image = resized(image, (min(height, down), min(width, across)))
     # Pixel centres are at +0.5.
-    source = np.float32([[0, 0], [small[1], 0], [small[1], small[0]], [0, small[0]]]) - 0.5
-    target = ((corners - low) / span * (size[1], size[0]) - 0.5).astype(np.float32)
-    matrix = cv2.getPerspectiveTransform(source, target)
-    return cv2.warpPerspective(
-        image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    source = (_corners(image.shape[:2]) - 0.5).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(source, ((corners - low) * scale - 0.5).astype(np.float32))
+    settings = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    return cv2.warpPerspective(image, matrix, (size[1], size[0]), **settings)
 
 
 def _corners(shape: tuple[int, int]) -> np.ndarray:
@@ -89,16 +96,7 @@ def _rotated(shape, degrees, rng) -> np.ndarray:
 
 def _sheared(shape, degrees, rng) -> np.ndarray:
     across, down = rng.uniform(-0.5, 0.5), rng.uniform(-0.1, 0.1)
-    corners = _corners(shape) @ np.array([[1, down], [across, 1]])
-    # The word within a wider picture, or cut a little at its borders.
-    edges = rng.uniform(-0.08, 0.04, (2, 2)) * np.ptp(corners, axis=0)
-    return _moved_frame(corners, edges)
-
-
-def _moved_frame(corners: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Corners pulled in, so that the span, which is what is cut out, is no longer filled by the word."""
-    low, high = corners.min(0), corners.max(0)
-    return low - edges[0] + (corners - low) * ((high - low + edges.sum(0)) / (high - low))
+    return _corners(shape) @ np.array([[1, down], [across, 1]])
 
 
 def _turned_away(shape, degrees, rng) -> np.ndarray:
@@ -126,7 +124,8 @@ def _shaken(image, rng) -> np.ndarray:
     length, angle = rng.integers(2, 6), rng.uniform(0, np.pi)
     reach = np.linspace(-0.5, 0.5, 9) * length
     kernel = np.zeros((7, 7), np.float32)
-    np.add.at(kernel, ((3 + reach * np.sin(angle)).round().astype(int), (3 + reach * np.cos(angle)).round().astype(int)), 1 / 9)
+    rows, columns = (np.round(3 + reach * part).astype(int) for part in (np.sin(angle), np.cos(angle)))
+    np.add.at(kernel, (rows, columns), 1 / len(reach))
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
 
 

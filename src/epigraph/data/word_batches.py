@@ -313,10 +313,16 @@ class WordLoader:
         )
 
     def collate(self, sequences: list[list[tuple[np.ndarray, str]]]) -> dict[str, torch.Tensor]:
-        """Sequences to the model's arguments, through the processor."""
+        """Sequences to the model's arguments, through the processor; images behind its longest prompt are left out."""
+        sequences = [self.within(sequence) for sequence in sequences]
         images = [[Image.fromarray(image) for image, _ in sequence] for sequence in sequences]
         texts = [[text for _, text in sequence] for sequence in sequences]
         return dict(self.processor(images=images, text=texts, do_resize=False))
+
+    def within(self, sequence: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
+        """As much of a sequence as the model reads; no text has more tokens than characters."""
+        ends = np.cumsum([len(text) + 2 for _, text in sequence]) + 1
+        return sequence[: max(1, int((ends <= self.processor.tokenizer.model_max_length).sum()))]
 
 
 __all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "rendered_words", "split_word"]

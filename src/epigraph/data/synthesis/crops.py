@@ -30,6 +30,7 @@ from .shaping import shape
 from .style import Style
 
 ALPHABET = frozenset(string.digits + string.ascii_letters + string.punctuation)
+LEAST_HEIGHT = 14  # in pixels, to which resampling shrinks a crop before it enlarges it again
 QUALITY = 90  # of the file, where the style has no JPEG
 
 
@@ -129,7 +130,8 @@ class CropGenerator:
         if rng.random() < self.tones:
             image = _toned(rng, image, levels)
         camera = style.degradation
-        (image,) = degrade([image], replace(camera, jpeg=0), style.seed)
+        coarse = camera.resample and max(camera.resample, min(LEAST_HEIGHT / image.shape[0], 1.0))
+        (image,) = degrade([image], replace(camera, jpeg=0, resample=coarse), style.seed)
         if rng.random() < self.sharpened:
             halo = cv2.GaussianBlur(image, (0, 0), 0.5 + 1.5 * rng.random())
             amount = 0.4 + 1.2 * rng.random()
@@ -163,7 +165,7 @@ class CropGenerator:
         height = round(math.exp(low + (high - low) * rng.random()))
         top, bottom, length, _ = _extent(face, [text], False, 0.0, glyph_size(height))
         natural = length / (top + bottom) * 0.5 * sum(self.options.height)
-        width = height * (natural * math.exp(0.22 * rng.standard_normal()) + 0.5 + 0.3 * rng.random())
+        width = height * (natural * math.exp(0.22 * rng.standard_normal() - 0.12) + 0.3 + 0.3 * rng.random())
         return sample_style(
             rng, [face], (height, min(max(round(width), 16), 1024)), self.options, self.backgrounds, [text]
         )
@@ -174,7 +176,7 @@ class CropGenerator:
         height = high[1] - low[1]
         sides = np.array([rng.random() ** 1.5 * self.loose for _ in range(4)]) * height
         first, last = (np.ptp(layout.char_quads[end, :, 0]) for end in (0, -1))
-        for side, most in enumerate((0.25 * first, 0.06 * height, 0.25 * last, 0.06 * height)):
+        for side, most in enumerate((0.12 * first, 0.05 * height, 0.12 * last, 0.05 * height)):
             if rng.random() < self.tight:
                 sides[side] = min(0.08 * height, most) * (0.7 - 1.7 * rng.random())
         return sides
@@ -230,7 +232,7 @@ def _cut(image: np.ndarray, layout: Layout, sides: np.ndarray) -> tuple[np.ndarr
 def _toned(rng: np.random.Generator, image: np.ndarray, levels: float) -> np.ndarray:
     """Weaker or stronger contrast (but not beyond recognition), darker or brighter, more or less colourful."""
     saturation = math.exp(0.5 * rng.standard_normal())
-    gain = max(0.45 + 0.75 * rng.random(), min(30.0 / levels, 1.0))
+    gain = max(0.45 + 0.75 * rng.random(), min(45.0 / levels, 1.0))
     offset = (255.0 * (1 - min(gain, 1.0))) * rng.random() + 10.0 * rng.standard_normal()
     luma = np.array([0.299, 0.587, 0.114])
     matrix = gain * (saturation * np.eye(3) + (1 - saturation) * luma[None].repeat(3, 0))
@@ -242,16 +244,15 @@ def _toned(rng: np.random.Generator, image: np.ndarray, levels: float) -> np.nda
 @lru_cache(maxsize=4096)
 def _one_case(path: str, index: int) -> bool:
     """Whether a face draws most small letters as it draws capitals."""
-    same = 0
+    alike = []
     for letter in "abdeghnqrt":
         try:
-            small, large = (shape(path, index, text, 64).cells[0].bitmap for text in (letter, letter.upper()))
+            pair = [shape(path, index, text, 64).cells[0].bitmap for text in (letter, letter.upper())]
         except SynthesisError:
             return False
-        size = (24, 24)
-        small, large = (cv2.resize(bitmap, size, interpolation=cv2.INTER_AREA) for bitmap in (small, large))
-        same += float(cv2.absdiff(small, large).mean()) < 20
-    return same >= 6
+        small, large = (cv2.resize(bitmap, (24, 24), interpolation=cv2.INTER_AREA) / 255 for bitmap in pair)
+        alike.append((small * large).sum() / max(np.linalg.norm(small) * np.linalg.norm(large), 1e-6))
+    return float(np.median(alike)) > 0.93
 
 
 __all__ = ["CropGenerator", "WordCrop"]
