@@ -352,9 +352,7 @@ def pretrain_words(args: PretrainArguments):
     if args.eval_data:
         held_out["eval_data"] = load_words(args.eval_data, args.eval_split)
     size = processor.image_processor.size
-    dataset = WordDataset(
-        parts, (size["height"], size["width"]), args.images_per_sequence, augmentation, args.seed
-    )
+    dataset = WordDataset(parts, (size["height"], size["width"]), args.images_per_sequence, augmentation, args.seed)
     weights = [len(rows) if source.weight is None else source.weight for source, rows in zip(sources, parts)]
     loader = WordLoader(dataset, weights, processor, args.batch_size, args.num_workers)
     return model, loader, word_evaluation(held_out, processor, args) if held_out else None, processor

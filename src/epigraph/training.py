@@ -46,11 +46,16 @@ class LoopArguments:
     eval_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
     eval_steps: int = field(default=1000, metadata={"help": "Steps between evaluations."})
     eval_limit: int | None = field(
-        default=None, metadata={"help": "Evaluate on so many rows (of each source) only: the first, of images and words evenly chosen ones."}
+        default=None,
+        metadata={
+            "help": "Evaluate on so many rows (of each source) only: the first, of images and words evenly chosen ones."
+        },
     )
     augmentation: str = field(
         default="{}",
-        metadata={"help": "Strengths of InkAugmentation, ImageAugmentation or WordAugmentation; {} leaves inputs as they are."},
+        metadata={
+            "help": "Strengths of InkAugmentation, ImageAugmentation or WordAugmentation; {} leaves inputs as they are."
+        },
     )
     zoom: list[float] = field(
         default_factory=lambda: [0.7, 1.4], metadata={"help": "Range of the size factor of formulas."}

@@ -27,7 +27,9 @@ class WordAugmentation:
     def __post_init__(self):
         for field in fields(self)[:3]:
             if not 0 <= getattr(self, field.name) <= 1:
-                raise ValueError(f"augmentation: {field.name} is a chance from 0 to 1, not {getattr(self, field.name)}.")
+                raise ValueError(
+                    f"augmentation: {field.name} is a chance from 0 to 1, not {getattr(self, field.name)}."
+                )
         if not 0 <= self.rotation <= 90:
             raise ValueError(f"augmentation: rotation lies between 0 and 90 degrees, not {self.rotation}.")
 
@@ -109,7 +111,9 @@ def _coarse(image, rng) -> np.ndarray:
 
     height, width = image.shape[:2]
     factor = rng.uniform(0.35, 0.8)
-    small = cv2.resize(image, (max(1, int(width * factor)), max(1, int(height * factor))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        image, (max(1, int(width * factor)), max(1, int(height * factor))), interpolation=cv2.INTER_AREA
+    )
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
