@@ -209,7 +209,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     "arguments, message",
     [
         ([], "name a folder for the shards with --out"),
-        (["--out", "x", "--kind", "poems"], "kind must be one of words, groups, scenes, formulas, not 'poems'"),
+        (["--out", "x", "--kind", "poems"], "kind must be one of words, groups, crops, scenes, formulas, not 'poems'"),
         (["--out", "x", "--format", "zip"], "format must be one of parquet, webdataset"),
         (["--out", "x", "--executor", "crowd"], "executor must be one of"),
         (["--out", "x", "--size", "32"], "size is height and width"),
@@ -237,6 +237,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
         (["--out", "x", "--kind", "groups", "--generator", '{"looks": "a"}'], "generator: a value in {'looks': 'a'}"),
         (["--out", "x", "--kind", "formulas", "--generator", '{"grammar": 3}'], "grammar 3, rare 0.3"),
         (["--out", "x", "--kind", "formulas", "--captions", "gone.txt"], "gone.txt"),
+        (["--out", "x", "--kind", "crops"], "crops have no size in common"),
         (["--out", "x", "--push", "a/b/c"], "a/b/c"),
         (["--preview", "gone/x.png"], "preview gone/x.png: name a .png or .jpg file in a folder that exists"),
         (["--out", "x", "--kind", "formulas", "--ink", "gone.parquet"], "gone.parquet"),

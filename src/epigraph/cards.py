@@ -408,6 +408,8 @@ def _about(recipe: dict) -> str:
     if kind == "formulas":
         hand = "the pen strokes of an ink set" if recipe.get("ink") else "the skeletons of fonts"
         return f"Every row is a formula as ink, put together from {hand}: strokes, LaTeX, and whose stroke is whose."
+    if kind == "crops":
+        return "Every row is the crop of a word with a quad around each of its characters."
     pictures = "; some of the backgrounds are pictures, which are not in it" if recipe.get("backgrounds") else ""
     return _DRAWN.format(*("a page", "styles") if kind == "scenes" else ("words in one style", "style"), pictures)
 

@@ -359,7 +359,7 @@ def pretrain_words(args: PretrainArguments):
 
 
 def word_evaluation(held_out: dict, processor, args: LoopArguments):
-    """`evaluate(model)` for `train`: greedy word accuracy (protocol 36) by source; the mean of all selects the best."""
+    """`evaluate(model)` for `train`: greedy word accuracy (protocol 36) by source; their mean selects the best."""
     from .evaluation_words import evaluate_words
 
     chosen = {}

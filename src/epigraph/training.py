@@ -37,8 +37,8 @@ class LoopArguments:
     output_dir: str = field(metadata={"help": "Folder for checkpoints, logs and the trained model."})
     train_data: list[str] = field(
         metadata={
-            "help": "Files or folders of formulas, images or words, one or several; ${VARIABLES} expand. Of words also "
-            "mappings of path, split, source, weight and held_out."
+            "help": "Files or folders of formulas, images or words, one or several; ${VARIABLES} expand. Of words "
+            "also mappings of path, split, source, weight and held_out."
         }
     )
     train_split: str | None = field(default=None, metadata={"help": "Rows of this split only."})
@@ -48,13 +48,14 @@ class LoopArguments:
     eval_limit: int | None = field(
         default=None,
         metadata={
-            "help": "Evaluate on so many rows (of each source) only: the first, of images and words evenly chosen ones."
+            "help": "Evaluate on so many rows only: the first ones, or of images and of each source of words evenly "
+            "chosen ones."
         },
     )
     augmentation: str = field(
         default="{}",
         metadata={
-            "help": "Strengths of InkAugmentation, ImageAugmentation or WordAugmentation; {} leaves inputs as they are."
+            "help": "Strengths of InkAugmentation, ImageAugmentation, WordAugmentation; {} leaves inputs as they are."
         },
     )
     zoom: list[float] = field(

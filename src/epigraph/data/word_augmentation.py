@@ -134,7 +134,7 @@ def _shaken(image, rng) -> np.ndarray:
 
 
 def recoloured(image: np.ndarray, strength: float, hue: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation times 1 - strength to 1 + strength, hue turned by up to `hue` of a circle."""
+    """Brightness, contrast, saturation times 1 - strength to 1 + strength, hue turned by up to `hue` of a circle."""
     import cv2
 
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)

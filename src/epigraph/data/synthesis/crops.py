@@ -6,8 +6,8 @@ crop = make(np.random.default_rng(0))
 crop.image, crop.text, crop.char_quads
 ```
 
-Unlike a `WordSample` a crop has no erased twin and no masks: it is drawn in a third of the time, its canvas suits its
-word, parts of neighbouring words reach into it, its box is tight or loose, and its file is the JPEG of the camera.
+Unlike a `WordSample` a crop has no erased twin and no masks: its canvas suits its word, parts of neighbouring words
+reach into it, its box is tight or loose, and its file is the JPEG of the camera.
 """
 
 import json

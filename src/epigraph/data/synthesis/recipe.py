@@ -231,7 +231,8 @@ def build(args: SynthesisArguments) -> tuple[object, dict]:
     elif args.kind == "crops":
         from .crops import CropGenerator as Generator
 
-        del common["size"]
+        if common.pop("size"):
+            raise RecipeError("crops have no size in common; give the generator's heights instead of size.")
     else:
         from .rendering import GroupGenerator, WordGenerator
 
