@@ -348,7 +348,7 @@ def pretrain_words(args: PretrainArguments):
         rows, kept = source.load(characters)
         parts.append(rows)
         if len(kept):
-            held_out[source.name] = kept
+            held_out[f"{source.name}_{len(parts)}" if source.name in held_out else source.name] = kept
     if args.eval_data:
         held_out["eval_data"] = load_words(args.eval_data, args.eval_split)
     size = processor.image_processor.size

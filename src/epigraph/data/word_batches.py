@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from .readers import expand_path, files_below, parquet_selection
+from .readers import expand_path
 from .word_augmentation import WordAugmentation, resized, varied_copy
 from .words import load_words, open_word, training_labels
 
@@ -34,7 +34,7 @@ class WordSource:
     """Where words for training come from.
 
     Attributes:
-        path: what `load_words` reads, or shards of `epigraph synth` with one or several words in a row.
+        path: what `load_words` reads; shards of word crops by `epigraph synth` are among it.
         split, source: keep these rows only.
         weight: share of this source in what is trained on, in any unit; None is its number of words.
         held_out: share of its words, chosen by their ids, that is kept for measuring and never trained on.
@@ -63,66 +63,15 @@ class WordSource:
         Raises:
             ValueError, FileNotFoundError: as `load_words`; or nothing is left to train on.
         """
-        rows, _ = training_labels(self._rows(), characters)
+        rows, _ = training_labels(load_words(self.path, self.split, self.source), characters)
         held_out = np.array([self.held_out > 0 and _bucket(name) < self.held_out * _BUCKETS for name in rows["id"]])
         if held_out.all():
             raise ValueError(f"{self.path}: all of its {len(rows)} words are held out; lower held_out.")
         return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
-    def _rows(self) -> Dataset:
-        path = expand_path(self.path)
-        files = files_below(path, ".parquet") if path.exists() else []
-        if not files or not _of_synthesis(files[0]):
-            return load_words(self.path, self.split, self.source)
-        if self.source is not None:
-            raise ValueError(f"{self.path}: rendered words have no source '{self.source}'; leave it out.")
-        return rendered_words(files, path, self.split)
-
 
 def _bucket(name: str) -> int:
     return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % _BUCKETS
-
-
-def _of_synthesis(file: Path) -> bool:
-    import pyarrow.parquet
-
-    try:
-        return "images" in pyarrow.parquet.read_schema(file).names
-    except (pyarrow.ArrowException, OSError):
-        return False  # `load_words` says what is wrong with it
-
-
-def rendered_words(files: list[Path], path: Path, split: str | None = None) -> Dataset:
-    """Every word of rendered shards as a row of the word schema, with `char_quads` (characters, 4, 2).
-
-    Nothing is copied; ids are those of sample and word, `12.0`.
-
-    Raises:
-        ValueError: as `parquet_selection`.
-    """
-    import datasets
-    import pyarrow
-    import pyarrow.compute
-
-    files, _, _ = parquet_selection(files, path, split, "rendered words", (("images",), ("texts",), ("char_quads",)))
-    columns = ["index", "images", "texts", "char_quads"]
-    rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns)
-    table = rows.data.table
-    counts = pyarrow.compute.list_value_length(table["texts"]).to_numpy()
-    numbers = np.repeat(table["index"].to_numpy(), counts)
-    members = np.arange(len(numbers)) - np.repeat(counts.cumsum() - counts, counts)
-    words = {name: pyarrow.compute.list_flatten(table[name]) for name in columns[1:]}
-    flat = pyarrow.table(
-        {
-            "id": pyarrow.array([f"{number}.{member}" for number, member in zip(numbers, members)]),
-            "image": words["images"],
-            "text": words["texts"],
-            "char_quads": words["char_quads"],
-        }
-    )
-    text, points = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("float32")))
-    features = {"id": text, "image": datasets.Image(), "text": text, "char_quads": datasets.List(points)}
-    return datasets.Dataset(flat, info=datasets.DatasetInfo(features=datasets.Features(features)))
 
 
 # ------------------------------------------------------------------------------------------------------------- stage 2
@@ -164,7 +113,8 @@ def split_word(
 def in_context(
     words: Sequence[tuple[np.ndarray, str, np.ndarray | None]], images: int, size: tuple[int, int], rng
 ) -> list[tuple[np.ndarray, str]]:
-    """A sequence of in-context training (section 3.2): words, parts of them, and variants of both, in any order.
+    """A sequence of in-context training (section 3.2), in any order: words, parts of them, and variants of parts, or of
+    the words that have none.
 
     Args:
         words: image (height, width, 3), text and `char_quads` (or None) of each.
@@ -179,11 +129,10 @@ def in_context(
     for image, text, char_quads in words:
         own.append((resized(image, size), text))
         pieces = split_word(image, text, char_quads, rng)
-        parts += [(piece, text_of_it) for piece, text_of_it in pieces]
-        # Parts are varied as well; of words that have none, one more copy of the whole is.
+        parts += pieces
         copies += pieces or [(image, text)]
     wanted = rng.permutation(len(parts))[: len(own)]
-    chosen = [(varied_copy(parts[index][0], size, rng), parts[index][1]) for index in wanted]
+    chosen = [(resized(parts[index][0], size), parts[index][1]) for index in wanted]
     count = rng.integers(2, max(2, int(0.3 * len(copies))) + 1)
     again = [copies[index] for index in rng.permutation(len(copies))[:count]]
     chosen += [(varied_copy(image, size, rng), text) for image, text in again]
@@ -325,4 +274,4 @@ class WordLoader:
         return sequence[: max(1, int((ends <= self.processor.tokenizer.model_max_length).sum()))]
 
 
-__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "rendered_words", "split_word"]
+__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "split_word"]
