@@ -113,8 +113,9 @@ def split_word(
 def in_context(
     words: Sequence[tuple[np.ndarray, str, np.ndarray | None]], images: int, size: tuple[int, int], rng
 ) -> list[tuple[np.ndarray, str]]:
-    """A sequence of in-context training (section 3.2), in any order: words, parts of them, and variants of parts, or of
-    the words that have none.
+    """A sequence of in-context training (section 3.2): words, parts of them, and variants, in any order.
+
+    Varied are parts, and words that have none.
 
     Args:
         words: image (height, width, 3), text and `char_quads` (or None) of each.
