@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -350,7 +350,7 @@ class _Run:
             self.accelerator.load_state(str(existing[-1]))
             vars(self.progress).update(json.loads((existing[-1] / "progress.json").read_text()))
             if self.average is not None:
-                self.average.load_state_dict(load_file(existing[-1] / "average.safetensors"))
+                load_model(self.average, str(existing[-1] / "average.safetensors"))
             self.tell(f"resumed from {existing[-1]}")
         if self.accelerator.is_main_process:
             keep_until(self.metrics_file, self.progress.step)
@@ -366,8 +366,7 @@ class _Run:
                 # Not registered with accelerate, which would unpickle them on the way back.
                 (partial / "progress.json").write_text(json.dumps(vars(self.progress)))
                 if self.average is not None:
-                    tensors = {name: tensor.contiguous() for name, tensor in self.average.state_dict().items()}
-                    save_file(tensors, partial / "average.safetensors")
+                    save_model(self.average, str(partial / "average.safetensors"))  # tied weights once
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(f"{folder}: could not be saved ({error}); earlier checkpoints are unchanged.") from error
