@@ -234,8 +234,10 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
         ({}, {"augmentation": {"shift": -1}}, "augmentation: shift must be 0, 1, 2"),
         ({}, {"zoom": [0.5, 2.0], "max_pixels": 7}, "zoom, max_pixels: for formulas only"),
         ({}, {"task": "formulas"}, "task: a pixelvit model is trained for classification or pixels, not 'formulas'"),
-        ({"model_type": "vit"}, {}, "model: recipes train comer, pixelvit, not vit"),
+        ({"model_type": "vit"}, {}, "model: recipes train comer, e2str, pixelvit, not vit"),
         ({}, {"attn_implementation": "telepathy"}, "attn_implementation: .*telepathy"),
+        ({}, {"images_per_sequence": 2}, "images_per_sequence: classification take"),
+        ({}, {"train_data": [{"path": "x"}]}, "train_data, images_per_sequence: classification take paths"),
         ({}, {"schedule": "stairs"}, "schedule must be one of linear, cosine, not 'stairs'"),
     ],
 )
