@@ -476,6 +476,12 @@ def test_a_stem_halves_images_as_often_as_it_has_convolutions(tmp_path):
     assert again.config.stem_channels == [6, 10] and torch.equal(again.encode(images)[1], latents)
 
 
+def test_gates_start_where_they_are_wanted():
+    layers = E2STRForTextRecognition(E2STRConfig(**E2STR, gate_init=0.5)).model.text_model.layers
+    gates = [(layer.cross_attention.attention_gate, layer.cross_attention.feed_forward_gate) for layer in layers]
+    assert [[float(gate) for gate in pair] for pair in gates] == [[0.5, 0.5]] * 2
+
+
 def test_a_stem_is_a_convolution_a_norm_over_channels_and_gelu():
     torch.manual_seed(0)
     stem = E2STRForTextRecognition(E2STRConfig(**{**STEM, "stem_channels": [5, 10]})).model.stem

@@ -69,6 +69,8 @@ class E2STRConfig(PreTrainedConfig):
         num_cross_attention_heads: heads of the gated cross-attention in front of every layer of the decoder.
         cross_attention_head_dim: channels of each of them.
         cross_attention_ffn_multiplier: width of its feed-forward half, in widths of the decoder.
+        gate_init: what both gates of the cross-attention start at, before tanh. At 0 they are closed, which spares a
+            decoder that has been trained on text; one that starts at random learns sooner with open ones.
         stem_channels: of convolutions in front of the ViT, each halving height and width; None for none, as in the
             official model. The ViT then reads their feature map: `vision_config.image_size` is that of the map, and
             `vision_config.num_channels` its channels, filled in where left out.
@@ -92,6 +94,7 @@ class E2STRConfig(PreTrainedConfig):
     num_cross_attention_heads: int = 8
     cross_attention_head_dim: int = 64
     cross_attention_ffn_multiplier: int = 4
+    gate_init: float = 0.0
     stem_channels: list[int] | None = None
     vision_post_layernorm: bool = True
     image_token_id: int = 3

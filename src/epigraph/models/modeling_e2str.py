@@ -208,7 +208,7 @@ class E2STRGatedCrossAttention(nn.Module):
 
     def __init__(self, config: E2STRConfig, layer: int):
         super().__init__()
-        self.layer = layer
+        self.layer, self.gate_init = layer, config.gate_init
         width, heads = config.text_config.hidden_size, config.num_cross_attention_heads
         sizes = config.vision_config.hidden_size, heads, heads * config.cross_attention_head_dim
         self.norm = nn.LayerNorm(width)
@@ -268,8 +268,8 @@ class E2STRPreTrainedModel(PreTrainedModel):
         if isinstance(module, E2STRResampler):
             init.normal_(module.latents)
         elif isinstance(module, E2STRGatedCrossAttention):
-            init.zeros_(module.attention_gate)
-            init.zeros_(module.feed_forward_gate)
+            init.constant_(module.attention_gate, module.gate_init)
+            init.constant_(module.feed_forward_gate, module.gate_init)
 
 
 class E2STRResampler(E2STRPreTrainedModel):
