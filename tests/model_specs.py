@@ -344,6 +344,7 @@ SPECS = {
             "num_cross_attention_heads": 4,
             "cross_attention_head_dim": 32,
             "cross_attention_ffn_multiplier": 2,
+            "gate_init": 0.5,
             "vision_post_layernorm": False,
             "image_token_id": 5,
             "end_of_chunk_token_id": 6,

@@ -479,7 +479,7 @@ def test_a_stem_halves_images_as_often_as_it_has_convolutions(tmp_path):
 def test_gates_start_where_they_are_wanted():
     layers = E2STRForTextRecognition(E2STRConfig(**E2STR, gate_init=0.5)).model.text_model.layers
     gates = [(layer.cross_attention.attention_gate, layer.cross_attention.feed_forward_gate) for layer in layers]
-    assert [[float(gate) for gate in pair] for pair in gates] == [[0.5, 0.5]] * 2
+    assert [[gate.item() for gate in pair] for pair in gates] == [[0.5, 0.5]] * 2
 
 
 def test_a_stem_is_a_convolution_a_norm_over_channels_and_gelu():

@@ -191,6 +191,7 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
     "model, changes, message",
     [
         ({"stem_chanels": [8]}, {}, "model: unknown key stem_chanels; known are"),
+        ({"vision_config": {"hiden_size": 8}}, {}, "model: vision_config: unknown key hiden_size; known are"),
         ({"stem_channels": []}, {}, "model: .*stem_channels must be numbers of at least 1, or None"),
         ({"text_config": {"vocab_size": 9}}, {}, "text_config.vocab_size follows from"),
         ({}, {"processor": {"alphabet": "ab"}}, "processor: unknown key alphabet; known are characters"),

@@ -391,6 +391,8 @@ def check_settings(settings: dict, from_data: set[str] = frozenset()) -> None:
     """Raise `RecipeError` where a new model's settings are none of its configuration, or come `from_data`."""
     known = {"model_type", *CONFIG_MAPPING[settings["model_type"]].__dataclass_fields__}
     refuse_unknown("model", settings, {name for name in known - from_data if name == "model_type" or name[0] != "_"})
+    for name, part in CONFIG_MAPPING[settings["model_type"]].sub_configs.items():
+        refuse_unknown(f"model: {name}", settings.get(name) or {}, {"model_type", *part.__dataclass_fields__})
 
 
 def new_config(settings: dict):
