@@ -10,22 +10,25 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class WordAugmentation:
-    """Variation of single words (Zhao et al., CVPR 2024, section 4.1): chances of the three kinds.
+    """Variation of single words (Zhao et al., CVPR 2024, section 4.1): chances of each kind.
 
     Attributes:
         geometry: a rotation, a shear with a change of scale, or a perspective.
         degradation: a loss of resolution, noise, or blur of motion.
         colour: other brightness, contrast, saturation and hue.
+        part: only a part of the word is shown (ours), where it is known where its characters are. Of a few characters
+            a model learns sooner that the image says more than the characters before.
         rotation: largest angle, in degrees.
     """
 
     geometry: float = 0.5
     degradation: float = 0.25
     colour: float = 0.25
+    part: float = 0.0
     rotation: float = 15.0
 
     def __post_init__(self):
-        for field in fields(self)[:3]:
+        for field in fields(self)[:4]:
             if not 0 <= getattr(self, field.name) <= 1:
                 raise ValueError(
                     f"augmentation: {field.name} is a chance from 0 to 1, not {getattr(self, field.name)}."

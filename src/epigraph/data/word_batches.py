@@ -165,7 +165,8 @@ class WordDataset(torch.utils.data.Dataset):
     ):
         import datasets
 
-        kept = ["id", "image", "text"] + ["char_quads"] * (images > 1)
+        self.parts = augmentation.part if augmentation is not None else 0.0
+        kept = ["id", "image", "text"] + ["char_quads"] * (images > 1 or self.parts > 0)
         rows = [part.select_columns([name for name in kept if name in part.column_names]) for part in parts]
         self.rows = [part.cast_column("image", datasets.Image(decode=False)) for part in rows]
         self.starts = np.cumsum([0, *map(len, self.rows)])
@@ -199,8 +200,11 @@ class WordDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, epoch, place])
         if self.images > 1:
             return in_context(words, self.images, self.size, rng)
+        ((image, text, char_quads),) = words
+        if self.parts and rng.random() < self.parts and (parts := split_word(image, text, char_quads, rng)):
+            image, text = parts[0]
         vary = self.augmentation or (lambda image, size, rng: resized(image, size))
-        return [(vary(image, self.size, rng), text) for image, text, _ in words]
+        return [(vary(image, self.size, rng), text)]
 
 
 def _word(name: str, stored: dict, text: str, quads: list | None) -> tuple[np.ndarray, str, np.ndarray | None]:
