@@ -177,7 +177,7 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
     model = {"text_config": {**TINY["text_config"], "dropout": 0.0}}
     file = recipe(model, optimizer="sgd", batch_size=4, mixed_precision=precision, ema_decay=0.9)
     run(file, "--output_dir", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [ROOT / "scripts" / "pretrain.py", "--recipe", file, "--output_dir", tmp_path / "two"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

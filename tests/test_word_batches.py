@@ -210,7 +210,7 @@ def test_batches_are_the_processors_and_images_stand_with_their_texts():
 
 @pytest.mark.parametrize("images", [1, 6])
 def test_batches_are_the_same_from_any_place_and_for_any_number_of_processes(images):
-    augmentation = WordAugmentation() if images == 1 else None
+    augmentation = WordAugmentation(part=0.5) if images == 1 else None
 
     def new():
         return loader(images=images, augmentation=augmentation, batch_size=2)
@@ -226,6 +226,15 @@ def test_batches_are_the_same_from_any_place_and_for_any_number_of_processes(ima
         assert sorted(together) == sorted(texts(batch, new().processor))
     other = list(new()(2))
     assert not torch.equal(other[0]["pixel_values"], whole[0]["pixel_values"])
+
+
+def test_single_words_may_be_shown_in_part_where_their_characters_are_known():
+    load = loader(augmentation=WordAugmentation(0.0, 0.0, 0.0, part=1.0), counts=(40, 20), weights=(2, 1))
+    shown = [prompt[0].removesuffix("<eoc>") for batch in load(0) for prompt in texts(batch, load.processor)]
+    whole = {f"{letter}{number:02d}" for letter, count in (("a", 40), ("b", 20)) for number in range(count)}
+    assert sum(text in whole and text[0] == "b" for text in shown) == 20, "without quads as they are"
+    parts = [text for text in shown if text not in whole]
+    assert len(parts) > 20 and all(len(text) < 3 for text in parts)
 
 
 def test_sequences_in_context_show_parts_of_their_words_and_stay_within_the_prompt():
