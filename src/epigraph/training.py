@@ -301,12 +301,26 @@ def keep_until(metrics_file: Path, step: int) -> None:
     partial.replace(metrics_file)
 
 
+def moving_average(decay: float):
+    """How an `AveragedModel` takes in the newest weights: with `decay`, less of it at the start.
+
+    An average over a thousand steps would otherwise be of random weights for as many, and worthless where the best
+    model is chosen by it. The warm-up is that of TensorFlow's ExponentialMovingAverage.
+    """
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    def take_in(averaged, newest, count):
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averaged, newest, count)
+
+    return take_in
+
+
 class _Run:
     """What a training run holds: the model and its average, the optimiser, where it stands, and where it writes."""
 
     def __init__(self, model, args: LoopArguments, save_extra):
         from accelerate import Accelerator, DistributedType
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        from torch.optim.swa_utils import AveragedModel
 
         self.args, self.save_extra = args, save_extra
         self.folder = Path(args.output_dir)
@@ -326,7 +340,7 @@ class _Run:
         self.plain = model.to(memory_format=torch.channels_last)  # fastest for convolutions on CPUs and tensor cores
         self.average = None
         if args.ema_decay:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+            self.average = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay), use_buffers=True)
             self.average.to(self.accelerator.device)
         optimizer = build_optimizer(model, args)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))

@@ -74,6 +74,8 @@ class E2STRConfig(PreTrainedConfig):
         stem_channels: of convolutions in front of the ViT, each halving height and width; None for none, as in the
             official model. The ViT then reads their feature map: `vision_config.image_size` is that of the map, and
             `vision_config.num_channels` its channels, filled in where left out.
+        ctc_loss_weight: share of a second loss, by which the ViT's tokens alone say the text (see `E2STRCTCHead`). For
+            encoders that start at random; 0 for none, as in the official model, whose encoder comes from elsewhere.
         vision_post_layernorm: norm the image tokens after the last layer. The pinned version of the official code
             does, the ones before it did not.
         image_token_id: token that stands where an image is.
@@ -86,7 +88,7 @@ class E2STRConfig(PreTrainedConfig):
         "resampler_config": E2STRResamplerConfig,
         "text_config": OPTConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "attentions", "latents"]
+    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "attentions", "latents", "image_hidden_states"]
 
     vision_config: dict | PreTrainedConfig | None = None
     resampler_config: dict | PreTrainedConfig | None = None
@@ -96,6 +98,7 @@ class E2STRConfig(PreTrainedConfig):
     cross_attention_ffn_multiplier: int = 4
     gate_init: float = 0.0
     stem_channels: list[int] | None = None
+    ctc_loss_weight: float = 0.0
     vision_post_layernorm: bool = True
     image_token_id: int = 3
     end_of_chunk_token_id: int = 2
@@ -138,8 +141,17 @@ class E2STRConfig(PreTrainedConfig):
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return height * 2**halvings, width * 2**halvings
 
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the ViT's tokens."""
+        sizes = self.vision_config.image_size, self.vision_config.patch_size
+        (height, width), (tall, wide) = (size if isinstance(size, (list, tuple)) else (size, size) for size in sizes)
+        return height // tall, width // wide
+
     def validate_architecture(self):
         """Part of `@strict`: raises where the numbers cannot make a model."""
+        if not 0 <= self.ctc_loss_weight < float("inf"):
+            raise ValueError(f"ctc_loss_weight must be a number of at least 0, not {self.ctc_loss_weight}.")
         for name in ("num_cross_attention_heads", "cross_attention_head_dim", "cross_attention_ffn_multiplier"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")

@@ -196,7 +196,7 @@ class E2STRGenerationMixin(GenerationMixin):
         images = latents if pixel_values is None else pixel_values
         if query_only and images is not None and images.dim() in (4, 5) and images.shape[1] != 1:
             raise ValueError(f"with contexts give the image to read alone, not {images.shape[1]} images.")
-        gathered = self.model.gather_latents(
+        gathered, _ = self.model.gather_latents(
             pixel_values, context_latents, latents, torch.tensor(wanted, device=self.device), distinct=True
         )
         return [of[:count] for of, count in zip(gathered, wanted)]

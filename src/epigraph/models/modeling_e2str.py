@@ -39,9 +39,12 @@ class E2STRModelOutput(BaseModelOutputWithPast):
         attentions: of its own attention, each (batch, heads, length, length), where asked for and computed ("eager").
         latents: (batch, images, latents, width) of the images that were encoded or given; zeros for those that no
             prompt stands for.
+        image_hidden_states: (images, tokens, width) of the ViT, of the images that were encoded for prompts, one
+            prompt after the other.
     """
 
     latents: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -49,12 +52,14 @@ class E2STROutput(CausalLMOutputWithPast):
     """What `E2STRForTextRecognition` gives.
 
     Attributes:
-        loss: scalar, mean cross entropy of the next token, where labels were given.
+        loss: scalar, mean cross entropy of the next token, where labels were given; with `ctc_loss_weight` that of CTC
+            is added.
         logits: (batch, length, vocab_size).
-        past_key_values, hidden_states, attentions, latents: see `E2STRModelOutput`.
+        past_key_values, hidden_states, attentions, latents, image_hidden_states: see `E2STRModelOutput`.
     """
 
     latents: torch.FloatTensor | None = None
+    image_hidden_states: torch.FloatTensor | None = None
 
 
 class E2STRFeedForward(nn.Module):
@@ -388,14 +393,17 @@ class E2STRModel(E2STRPreTrainedModel):
         Raises:
             ValueError: the values of an image are not finite.
         """
+        latents = self.resampler(self.image_tokens(pixel_values))
+        return F.normalize(latents.float().mean(1), dim=-1), latents
+
+    def image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(images, 3, height, width) to (images, tokens, width), row by row; raises as `encode`."""
         if not torch.compiler.is_compiling() and not bool(pixel_values.isfinite().all()):
             finite = pixel_values.isfinite().flatten(1).all(1)
             raise ValueError(f"pixel_values of image {int(finite.int().argmin())} hold NaN or infinite values.")
         if self.stem is not None:
             pixel_values = self.stem(pixel_values)
-        tokens = self.vision_model(pixel_values).last_hidden_state[:, 1:]
-        latents = self.resampler(tokens)
-        return F.normalize(latents.float().mean(1), dim=-1), latents
+        return self.vision_model(pixel_values).last_hidden_state[:, 1:]
 
     def last_image(self, latents: torch.Tensor) -> E2STRLastImage:
         """What generation looks at: keys and values of (images, latents, width) for every layer."""
@@ -410,7 +418,7 @@ class E2STRModel(E2STRPreTrainedModel):
         latents: torch.Tensor | None,
         wanted: torch.LongTensor,
         distinct: bool = False,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The latents of each prompt's images in order, whichever of the three they come from.
 
         Args:
@@ -419,7 +427,7 @@ class E2STRModel(E2STRPreTrainedModel):
             distinct: encode equal images once.
 
         Returns:
-            (batch, images, latents, width).
+            (batch, images, latents, width); and (encoded images, tokens, width) of `pixel_values`, if given.
 
         Raises:
             ValueError: for images that do not fit the prompts.
@@ -450,23 +458,27 @@ class E2STRModel(E2STRPreTrainedModel):
             raise ValueError(f"prompt {row} stands for {int(wanted[row])} images, but {given} were given.")
         examples = 0 if context_latents is None else context_latents.shape[1]
         missing = (given - wanted).clamp(max=examples)
+        tokens = None
         if pixel_values is not None:
-            latents = self._encode_wanted(pixel_values, wanted - examples + missing, distinct)
+            latents, tokens = self._encode_wanted(pixel_values, wanted - examples + missing, distinct)
         if context_latents is None:
-            return latents
+            return latents, tokens
         if latents is None:
-            return context_latents
+            return context_latents, None
         place = torch.arange(given, device=wanted.device).expand(len(wanted), -1)
         place = place + missing[:, None] * (place >= examples - missing[:, None])
         latents = torch.cat([context_latents, latents], dim=1)
-        return latents.take_along_dim(place.clamp(max=given - 1)[..., None, None], 1)
+        return latents.take_along_dim(place.clamp(max=given - 1)[..., None, None], 1), tokens
 
-    def _encode_wanted(self, pixel_values: torch.Tensor, wanted: torch.LongTensor, distinct: bool) -> torch.Tensor:
-        """(batch, images, latents, width), zeros where an image only fills up the batch, which is not encoded."""
+    def _encode_wanted(self, pixel_values: torch.Tensor, wanted: torch.LongTensor, distinct: bool):
+        """(batch, images, latents, width), zeros where an image only fills up the batch, which is not encoded; and the
+        tokens (encoded images, tokens, width).
+        """
         batch, images = pixel_values.shape[:2]
         present = torch.arange(images, device=wanted.device) < wanted[:, None]
         if torch.compiler.is_compiling():
-            return self.encode(pixel_values.flatten(0, 1))[1].unflatten(0, (batch, images))
+            tokens = self.image_tokens(pixel_values.flatten(0, 1))
+            return self.resampler(tokens).unflatten(0, (batch, images)), tokens
         finite = pixel_values.isfinite().flatten(2).all(2) | ~present
         if not bool(finite.all()):
             row, image = (~finite).nonzero()[0].tolist()
@@ -474,13 +486,15 @@ class E2STRModel(E2STRPreTrainedModel):
         pixel_values = pixel_values[present]
         if not len(pixel_values):
             own = self.resampler.latents
-            return own.new_zeros(batch, images, *own.shape)
+            return own.new_zeros(batch, images, *own.shape), None
         if distinct and len(pixel_values) > 1:
             pixel_values, which = pixel_values.unique(dim=0, return_inverse=True)
-            encoded = self.encode(pixel_values)[1][which]
+            tokens = self.image_tokens(pixel_values)
+            encoded, tokens = self.resampler(tokens)[which], tokens[which]
         else:
-            encoded = self.encode(pixel_values)[1]
-        return encoded.new_zeros(batch, images, *encoded.shape[1:]).index_put((present,), encoded)
+            tokens = self.image_tokens(pixel_values)
+            encoded = self.resampler(tokens)
+        return encoded.new_zeros(batch, images, *encoded.shape[1:]).index_put((present,), encoded), tokens
 
     @can_return_tuple
     def forward(
@@ -522,17 +536,17 @@ class E2STRModel(E2STRPreTrainedModel):
         if attention_mask is not None and attention_mask.shape != shape:
             raise ValueError(f"attention_mask must be (batch, length) {shape}, not {tuple(attention_mask.shape)}.")
         self.check_length(shape[1], attention_mask)
-        media = last_image
+        media, tokens = last_image, None
         if last_image is None:
             image_tokens = input_ids == self.config.image_token_id
             if past and not torch.compiler.is_compiling() and not bool(image_tokens[:, 0].all()):
                 raise ValueError("input_ids behind past_key_values must begin with an image, or come with last_image.")
-            latents = self.gather_latents(pixel_values, context_latents, latents, image_tokens.sum(1))
+            latents, tokens = self.gather_latents(pixel_values, context_latents, latents, image_tokens.sum(1))
             media = E2STRMedia(latents, image_tokens)
         outputs = self.text_model(
             input_ids, media, attention_mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
-        return E2STRModelOutput(**outputs, latents=latents)
+        return E2STRModelOutput(**outputs, latents=latents, image_hidden_states=tokens)
 
     def check_length(self, length: int, attention_mask: torch.Tensor | None = None, more: int = 0):
         """Raises ValueError where a prompt, and as many tokens `more`, are longer than the decoder's positions."""
@@ -549,6 +563,49 @@ class E2STRModel(E2STRPreTrainedModel):
             )
 
 
+class E2STRCTCHead(nn.Module):
+    """Reads words from the ViT's tokens alone, for training: connectionist temporal classification (Graves et al.,
+    ICML 2006) teaches an encoder that starts at random to see characters, long before the decoder, which can guess
+    texts from texts, looks at its images. Hybrid losses of this kind are common for speech (Watanabe et al. 2017).
+    Each column of tokens, averaged over rows, makes two frames. Not part of the paper.
+    """
+
+    frames_per_column = 2
+
+    def __init__(self, config: E2STRConfig):
+        super().__init__()
+        self.config = config
+        vision, text = config.vision_config, config.text_config
+        self.classifier = nn.Linear(vision.hidden_size, self.frames_per_column * text.vocab_size)
+
+    def forward(self, tokens: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss summed over images: a scalar.
+
+        Args:
+            tokens: (images, tokens, width), of the images of each prompt in order.
+            input_ids, labels: (batch, length); the labels behind an image are its text, and images without any do not
+                count. Texts of more characters than frames do not either.
+        """
+        config = self.config
+        rows, columns = config.token_grid
+        pooled = tokens.unflatten(1, (rows, columns)).mean(1)
+        frames = self.classifier(pooled).float().unflatten(-1, (self.frames_per_column, -1)).flatten(1, 2)
+        special = [-100, config.end_of_chunk_token_id, config.eos_token_id, config.bos_token_id]
+        character = torch.isin(labels, labels.new_tensor(special), invert=True)
+        image = (input_ids == config.image_token_id).flatten().cumsum(0).view_as(labels) - 1
+        lengths = torch.bincount(image[character], minlength=len(tokens))
+        losses = F.ctc_loss(
+            frames.log_softmax(-1).transpose(0, 1),
+            labels[character],
+            lengths.new_full((len(tokens),), frames.shape[1]),
+            lengths,
+            blank=config.text_config.pad_token_id,
+            reduction="none",
+            zero_infinity=True,
+        )
+        return losses[lengths > 0].sum()
+
+
 class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
     """E2STR with its language head."""
 
@@ -559,6 +616,7 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
         self.model = E2STRModel(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.word_embed_proj_dim, text.vocab_size, bias=False)
+        self.ctc_head = E2STRCTCHead(config) if config.ctc_loss_weight else None
         self.post_init()
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -593,6 +651,10 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction=reduction)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
+            tokens = outputs["image_hidden_states"]
+            if self.ctc_head is not None and tokens is not None and context_latents is None:
+                items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+                loss = loss + self.config.ctc_loss_weight * self.ctc_head(tokens, input_ids, labels) / items
         return E2STROutput(loss=loss, logits=logits, **outputs)
 
 
