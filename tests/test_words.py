@@ -19,9 +19,12 @@ from epigraph.data.lmdb_words import LMDBError, WordLMDB  # noqa: E402
 from epigraph.data.protocols import CHARSETS  # noqa: E402
 from epigraph.data.words import (  # noqa: E402
     check_images,
+    half_of,
     keep_words,
+    load_checked_words,
     load_words,
     open_word,
+    pool_and_queries,
     training_label,
     training_labels,
 )
@@ -526,6 +529,38 @@ def real_words():
     if not folder or not (Path(folder) / "words.parquet").is_file():
         pytest.skip("EPIGRAPH_DATA does not hold words.parquet")
     return Path(folder) / "words.parquet"
+
+
+# By `printf %s NAME | sha1sum`, of what stands before a `#`, which ends in
+POOL = ["001#19", "001#17", "002#0", "é.png", "word_2.png", "word_3.png"]  # e193...72, 6fc9...4c, c0, 30, 82: even
+QUERIES = ["word_1.png", "café.jpg", "007#3", "009#0", "009#12"]  # 6419...ad, 44cb...bd, 1534...81, 19b3...69: odd
+
+
+def test_pool_and_queries_are_told_by_the_ids(tmp_path):
+    names = [*QUERIES[:1], *POOL, *QUERIES[1:]]
+    rows = datasets.Dataset.from_dict({"id": names, "text": names})
+    pool, queries = pool_and_queries(rows)
+    assert pool["id"][:] == POOL
+    assert queries["id"][:] == queries["text"][:] == QUERIES
+    alone, none = pool_and_queries(rows.select([1]))
+    assert alone["id"][:] == ["001#19"] and len(none) == 0, "the other words have no say"
+    assert half_of(rows, None, "words") is rows and half_of(rows, "queries", "words")["id"][:] == queries["id"][:]
+    with pytest.raises(ValueError, match="words: none of its 1 words is in the half 'queries'"):
+        half_of(rows.select([1]), "queries", "words")
+    data = tmp_path / "words.parquet"
+    datasets.Dataset.from_dict({"id": names, "text": names, "image": [picture()] * len(names)}).to_parquet(data)
+    checked, report = load_checked_words(data, half="queries", limit=2)
+    assert checked["id"][:] == QUERIES[:2] and report.records == 2, "the half, and then the first of it"
+
+
+@pytest.mark.data
+def test_no_receipt_stands_in_both_halves(real_words):
+    sizes = {("train", "icdar15"): (2242, 2226), ("train", "sroie"): (993, 1007), ("test", "alpr_us"): (99, 123)}
+    for (split, source), expected in sizes.items():
+        halves = pool_and_queries(load_words(real_words, split, source))
+        assert tuple(map(len, halves)) == expected
+        pool, queries = ({name.split("#")[0] for name in half["id"]} for half in halves)
+        assert not pool & queries
 
 
 @pytest.mark.data

@@ -26,7 +26,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from PIL import Image, UnidentifiedImageError
 
@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 WORD_COLUMNS = (("image",), ("text",))
 SHARD = 5_000  # records that one worker of a stream reads in a row
+Half = Literal["pool", "queries"]
+HALVES = get_args(Half)
 
 
 @dataclass
@@ -108,18 +110,24 @@ def load_words(
 
 
 def load_checked_words(
-    path: str | Path, split: str | None = None, source: str | None = None, limit: int | None = None
+    path: str | Path,
+    split: str | None = None,
+    source: str | None = None,
+    limit: int | None = None,
+    half: Half | None = None,
 ) -> tuple[Dataset, WordReport]:
     """`load_words`, with every image decoded once, and a report of what could not be used, whatever the layout.
 
     Args:
         path, split, source: as in `load_words`, which also says what is raised.
+        half: "pool" or "queries": these words of `pool_and_queries` only.
         limit: look at so many of the rows only, the first; of LMDBs and tables what was left out still counts.
 
     Raises:
         ValueError: also where no row can be used.
     """
     dataset, report = _load(path, split, source, False)
+    dataset = half_of(dataset, half, path)
     if limit is not None:
         dataset = dataset.select(range(min(len(dataset), limit)))
     checked, found = check_images(dataset)
@@ -216,6 +224,36 @@ def keep_words(dataset: Dataset, alnum: bool = False, min_length: int = 1) -> Da
         if len(text) >= min_length and (not alnum or re.fullmatch("[0-9A-Za-z]+", text))
     ]
     return dataset.select(kept)
+
+
+def pool_and_queries(words: Dataset) -> tuple[Dataset, Dataset]:
+    """The two halves of a source that is never trained on: examples to read with, and words to be read.
+
+    By the SHA-1 of the id's UTF-8 bytes as a number: even, and the word is an example. Of an id with a `#` the part
+    before the first counts, which names what the word was cut from, so that no receipt stands in both halves. What
+    half a word is in depends on nothing else.
+
+    Args:
+        words: with ids, as `load_words` gives them, of one source or several.
+
+    Returns:
+        The pool's rows and those of the queries, both in their order; either may be empty.
+    """
+    halves = [], []
+    for number, name in enumerate(words["id"]):
+        digest = hashlib.sha1(name.split("#")[0].encode(), usedforsecurity=False).digest()
+        halves[int.from_bytes(digest, "big") % 2].append(number)
+    return words.select(halves[0]), words.select(halves[1])
+
+
+def half_of(words: Dataset, half: Half | None, path: str | Path) -> Dataset:
+    """One of `pool_and_queries` by its name, all words where none is named; ValueError where no word is in it."""
+    if half is None:
+        return words
+    chosen = pool_and_queries(words)[HALVES.index(half)]
+    if not len(chosen):
+        raise ValueError(f"{path}: none of its {len(words)} words is in the half '{half}'.")
+    return chosen
 
 
 def training_label(
@@ -546,12 +584,15 @@ def _log(report: WordReport, name):
 
 
 __all__ = [
+    "Half",
     "WordReport",
     "check_images",
+    "half_of",
     "keep_words",
     "load_checked_words",
     "load_words",
     "open_word",
+    "pool_and_queries",
     "training_label",
     "training_labels",
 ]
