@@ -323,6 +323,7 @@ def page(request, browser, url):
     """The page, with its first example read."""
     with space.visit(browser, url, request.param) as page:
         page.locator(".look .board").first.wait_for()
+        page.locator(".chooser button[aria-pressed]").wait_for()  # its script runs, and hears clicks on the pictures
         yield page
 
 
