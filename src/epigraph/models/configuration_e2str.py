@@ -74,6 +74,7 @@ class E2STRConfig(PreTrainedConfig):
         stem_channels: of convolutions in front of the ViT, each halving height and width; None for none, as in the
             official model. The ViT then reads their feature map: `vision_config.image_size` is that of the map, and
             `vision_config.num_channels` its channels, filled in where left out.
+        stem_blocks: residual blocks of two convolutions behind each of these but the first.
         ctc_loss_weight: share of a second loss, by which the ViT's tokens alone say the text (see `E2STRCTCHead`). For
             encoders that start at random; 0 for none, as in the official model, whose encoder comes from elsewhere.
         vision_post_layernorm: norm the image tokens after the last layer. The pinned version of the official code
@@ -98,6 +99,7 @@ class E2STRConfig(PreTrainedConfig):
     cross_attention_ffn_multiplier: int = 4
     gate_init: float = 0.0
     stem_channels: list[int] | None = None
+    stem_blocks: int = 0
     ctc_loss_weight: float = 0.0
     vision_post_layernorm: bool = True
     image_token_id: int = 3
@@ -150,6 +152,8 @@ class E2STRConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: raises where the numbers cannot make a model."""
+        if self.stem_blocks < 0:
+            raise ValueError(f"stem_blocks must be at least 0, not {self.stem_blocks}.")
         if not 0 <= self.ctc_loss_weight < float("inf"):
             raise ValueError(f"ctc_loss_weight must be a number of at least 0, not {self.ctc_loss_weight}.")
         for name in ("num_cross_attention_heads", "cross_attention_head_dim", "cross_attention_ffn_multiplier"):

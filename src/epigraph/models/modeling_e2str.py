@@ -104,23 +104,43 @@ class E2STRLatentAttention(nn.Module):
         return attend(self, query, key, value, None, scaling=self.scaling)[0].flatten(2)
 
 
+class E2STRStemBlock(nn.Module):
+    """Two convolutions beside a connection past them (He et al., CVPR 2016), each behind a norm over channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
+        self.convolutions = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)])
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(images, channels, height, width) to the same shape."""
+        change = hidden
+        for norm, convolution in zip(self.norms, self.convolutions):
+            change = convolution(F.gelu(norm(change.permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+        return hidden + change
+
+
 class E2STRStem(nn.Module):
     """Convolutions of stride 2 in front of the ViT, which then needs few tokens (Xiao et al., NeurIPS 2021, arXiv
     2106.14881). Each is followed by a norm over channels, so that what an image gives does not depend on its batch,
-    and GELU.
+    GELU, and residual blocks, of which the first one's resolution has none.
     """
 
-    def __init__(self, channels: list[int]):
+    def __init__(self, channels: list[int], blocks: int = 0):
         super().__init__()
         pairs = list(zip([3, *channels], channels))
         self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairs])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels])
+        counts = [0, *[blocks] * (len(channels) - 1)]
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(*[E2STRStemBlock(width) for _ in range(count)]) for width, count in zip(channels, counts)]
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(images, 3, height, width) to (images, channels, height / 2^n, width / 2^n)."""
         hidden = images.contiguous(memory_format=torch.channels_last)
-        for convolution, norm in zip(self.convolutions, self.norms):
-            hidden = F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        for convolution, norm, blocks in zip(self.convolutions, self.norms, self.blocks):
+            hidden = blocks(F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
         return hidden
 
 
@@ -365,7 +385,7 @@ class E2STRModel(E2STRPreTrainedModel):
 
     def __init__(self, config: E2STRConfig):
         super().__init__(config)
-        self.stem = E2STRStem(config.stem_channels) if config.stem_channels else None
+        self.stem = E2STRStem(config.stem_channels, config.stem_blocks) if config.stem_channels else None
         self.vision_model = ViTModel(config.vision_config, add_pooling_layer=False)
         if not config.vision_post_layernorm:
             self.vision_model.layernorm = nn.Identity()
