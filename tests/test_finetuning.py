@@ -20,7 +20,8 @@ import epigraph
 from epigraph import cards
 from epigraph import hub as publishing
 from epigraph.data.ink import render
-from epigraph.finetuning import FinetuneArguments, as_read, hold_out, main, usable_images
+from epigraph.finetuning import FinetuneArguments, drawn, hold_out, main
+from epigraph.finetuning_formulas import FormulaTuning, as_read, usable_images
 from epigraph.models.processing import comer_processor
 from epigraph.reading import load
 from epigraph.training import RecipeError, parse_recipe
@@ -237,6 +238,22 @@ def test_hold_out_is_of_the_asked_size_and_repeats():
     assert hold_out(rows, 0, seed=5) == (rows, None)
 
 
+def test_words_of_a_receipt_are_held_out_together():
+    rows = datasets.Dataset.from_dict({"id": [f"{receipt}#{word}" for receipt in "abcd" for word in range(3)]})
+    kept, held = hold_out(rows, 0.25, seed=1)
+    assert len({name[0] for name in held["id"]}) == 1 and len(held) == 3 and len(kept) == 9
+    with pytest.raises(ValueError, match="one example cannot be trained on and measured with"):
+        hold_out(rows.select(range(3)), 0.25, seed=1)
+
+
+def test_rows_are_drawn_in_their_order_and_again():
+    rows = datasets.Dataset.from_dict({"id": list("abcdefgh")})
+    some = drawn(rows, 3, seed=1)["id"][:]
+    assert len(set(some)) == 3 and some == sorted(some) == drawn(rows, 3, seed=1)["id"][:]
+    assert some != drawn(rows, 3, seed=2)["id"][:]
+    assert drawn(rows, None, seed=1) is rows and drawn(rows, 9, seed=1) is rows
+
+
 def test_settings_follow_the_amount_of_data():
     args = FinetuneArguments(output_dir="x", train_data="y", lora=True)
     few, many = args.scaled_to(10), args.scaled_to(100_000)
@@ -248,9 +265,10 @@ def test_recipe_and_command_line(tmp_path):
     recipe = ROOT / "recipes" / "comer_lora.yaml"
     more = ["--train_data", "mine", "--output_dir", "out", "--lora", "--rank", "4"]
     args = parse_recipe(["--recipe", str(recipe), *more], FinetuneArguments)
-    plain = FinetuneArguments(output_dir="out", train_data="mine", lora=True, rank=4)
+    plain = FinetuneArguments(output_dir="out", train_data="mine", lora=True, rank=4, augmentation=args.augmentation)
     assert args == plain.scaled_to(1).__class__(**{**vars(plain), "learning_rate": args.learning_rate})
     assert args.learning_rate == plain.scaled_to(1).learning_rate, "the recipe writes the defaults out"
+    assert args.augmentation == FormulaTuning.augmentation
 
 
 @pytest.mark.parametrize(
@@ -262,6 +280,9 @@ def test_recipe_and_command_line(tmp_path):
         (["--freeze_norms_at", "5"], "fine-tuning never moves BatchNorm"),
         (["--augmentation", '{"rotatoin": 2}'], "augmentation: unknown key rotatoin"),
         (["--train_data", "nowhere"], "nowhere: no such file or folder"),
+        (["--source", "shop", "--half", "pool"], "source, half: for words only"),
+        (["--train_limit", "0"], "train_limit must be at least 1, not 0"),
+        (["--train_data", '{"path": "x"}'], "train_data takes paths alone"),
     ],
 )
 def test_mistakes_are_one_sentence(tiny_comer, formulas, tmp_path, arguments, message):
@@ -276,7 +297,7 @@ def test_runs_and_adapters_are_not_built_upon_by_mistake(taught, formulas, tmp_p
     with pytest.raises(ValueError, match="final is an adapter; start from its base model"):
         quick(taught / "final", formulas, tmp_path / "run", "--lora")
     one = write_folder(tmp_path / "one", {"x": BAR})
-    with pytest.raises(ValueError, match="one formula cannot be trained on and measured with"):
+    with pytest.raises(ValueError, match="one example cannot be trained on and measured with"):
         quick(taught / "merged", one, tmp_path / "run")
 
 

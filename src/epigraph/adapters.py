@@ -61,7 +61,8 @@ def merge_adapter(model: PreTrainedModel, folder: str | Path, vocabulary: dict[s
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise ValueError(f"{folder}: an adapter needs peft; install it with pip install 'epigraph[train]'.") from None
-    model.widen_vocabulary(vocabulary)
+    if hasattr(model, "widen_vocabulary"):  # of models that take new symbols
+        model.widen_vocabulary(vocabulary)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".is_gradient_checkpointing")  # peft's own, about transformers

@@ -1,9 +1,10 @@
-"""Fine-tuning: a trained model takes up a writer's hand or new symbols, as a whole or in a small adapter (LoRA).
+"""Fine-tuning: a trained model takes up a writer's hand, new symbols or a domain of words, as a whole or in a small
+adapter (LoRA).
 
     python scripts/finetune.py --lora --train_data my_folder --output_dir runs/me
 
-The loop is that of `training`. What is left to it here: rows that can be used, room for new symbols, what is trained
-and what stays, and the measurement of held-out formulas before and after.
+The loop is that of `training`. What is left to it here: what is trained and what stays, and the measurement of
+held-out examples before and after. The examples are those of `finetuning_formulas` and `finetuning_words`.
 """
 
 import json
@@ -18,37 +19,52 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers.trainer_utils import set_seed
 
 from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, is_adapter
-from .pretraining import formula_loader, reading_evaluation
+from .data.words import Half
+from .finetuning_formulas import FormulaTuning
+from .finetuning_words import WordTuning
 from .training import LoopArguments, RecipeError, parse_recipe, refuse_existing, save_atomically
 
 logger = logging.getLogger(__name__)
 
-MAX_NEW_SYMBOLS = 500
-# Attention and feed-forward of the decoder; of the encoder every convolution.
-TARGET_MODULES = [
-    *("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
-    *("stem.conv", "bottleneck.conv", "growth.conv", "projection.conv", "feature_proj"),
-]
+# What a type of model is fine-tuned on.
+TUNINGS = {"comer": FormulaTuning, "e2str": WordTuning}
 LEARNING_RATES = {True: 1e-3, False: 1e-4}  # with and without LoRA
+TITLES = {
+    "exprate": "ExpRate",
+    "exprate_1": "≤ 1 error",
+    "token_error_rate": "token errors",
+    "word_accuracy": "word accuracy",
+    "ned": "1-NED",
+}
 
 
 @dataclass
 class FinetuneArguments(LoopArguments):
-    """Adapt a trained model to a writer or to new symbols. On the command line dictionaries are JSON."""
+    """Adapt a trained model to a writer, to new symbols or to a domain of words. On the command line dictionaries are
+    JSON.
+    """
 
     model: str | None = field(
-        default=None, metadata={"help": "Model folder or Hub id to start from; by default the shipped checkpoint."}
+        default=None,
+        metadata={"help": "Model folder or Hub id to start from; by default the shipped one for formulas."},
     )
     lora: bool = field(default=False, metadata={"help": "Train an adapter; without it, the whole model."})
     rank: int = field(default=8, metadata={"help": "Rank of the adapter."})
     alpha: int = field(default=16, metadata={"help": "The adapter's output is scaled by alpha / rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapter."})
-    target_modules: list[str] = field(
-        default_factory=lambda: list(TARGET_MODULES), metadata={"help": "Layers that get an adapter, by name."}
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of layers that get an adapter; by default attention, feed-forward, convolutions."},
+    )
+    source: str | None = field(default=None, metadata={"help": "Of words: train on rows of this source only."})
+    half: Half | None = field(
+        default=None, metadata={"help": "Of words: train on this half of them only, so that the other can measure."}
+    )
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Use so many rows of train_data only, drawn by chance from seed."}
     )
     new_symbols: list[str] = field(
         default_factory=list,
@@ -57,12 +73,12 @@ class FinetuneArguments(LoopArguments):
     eval_share: float = field(
         default=0.2, metadata={"help": "Share of train_data that is held out and measured; not with eval_data."}
     )
-    eval_data: str | None = field(default=None, metadata={"help": "Formulas to measure before and after."})
+    eval_data: str | None = field(default=None, metadata={"help": "Data to measure before and after."})
     eval_steps: int = field(default=0, metadata={"help": "Steps between evaluations, 0: before and after only."})
     merge: bool = field(default=False, metadata={"help": "Also write OUTPUT_DIR/merged, which needs no peft."})
-    augmentation: str = field(
-        default='{"swap": 0.5, "rotation": 2.0, "shear": 0.15, "stretch": 0.15}',
-        metadata={"help": "Strengths of InkAugmentation; {} draws ink as it is."},
+    augmentation: str | None = field(
+        default=None,
+        metadata={"help": "Strengths of InkAugmentation or WordAugmentation; {} leaves inputs as they are."},
     )
     zoom: list[float] = field(default_factory=lambda: [0.8, 1.25], metadata={"help": "Range of the size factor."})
     batch_size: int = field(default=8, metadata={"help": "Examples a step, over all processes."})
@@ -84,6 +100,10 @@ class FinetuneArguments(LoopArguments):
             raise ValueError(f"eval_share must be at least 0 and below 1, not {self.eval_share}.")
         if self.rank < 1 or self.alpha <= 0 or self.max_steps < 0:
             raise ValueError("rank must be at least 1, alpha above 0 and max_steps not negative.")
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ValueError(f"train_limit must be at least 1, not {self.train_limit}.")
+        if not all(isinstance(path, str) for path in self.train_data):
+            raise ValueError("train_data takes paths alone; source and half say which of the words.")
         if self.freeze_norms_at:
             raise ValueError("freeze_norms_at is for training from scratch; fine-tuning never moves BatchNorm.")
 
@@ -103,123 +123,19 @@ class FinetuneArguments(LoopArguments):
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def usable_images(rows):
-    """Rows whose images can be opened; rows of ink as they are.
+def drawn(rows, count: int | None, seed: int):
+    """So many of the rows, drawn by chance, in their order; all where there are no more."""
+    import numpy as np
 
-    Raises:
-        ValueError: no image can be opened.
-    """
-    if "image" not in rows.column_names:
+    if count is None or count >= len(rows):
         return rows
-    kept = []
-    for index, (_, image) in enumerate(_images(rows)):
-        if isinstance(image, ValueError):
-            logger.warning("left out: %s", image)
-        else:
-            kept.append(index)
-    if not kept:
-        raise ValueError(f"none of the {len(rows)} images can be opened.")
-    return rows.select(kept)
-
-
-def as_read(rows, processor):
-    """Rows with their images as reading prepares them: cleaned, cut to the ink, at the size of drawn ink.
-
-    So photographs train what they are read as, and none is too large. Rows of ink stay as they are; images in which
-    there is nothing to read are left out.
-    """
-    if "image" not in rows.column_names:
-        return rows
-    import datasets
-    from PIL import Image
-
-    kept, images = [], []
-    for index, (name, image) in enumerate(tqdm(_images(rows), "Preparing images", len(rows), disable=None)):
-        try:
-            ink = processor(images=[image], scale=1.0)["pixel_values"][0, 0]
-        except ValueError as error:
-            logger.warning("left out: %s: %s", name, str(error).removeprefix("Image 0 cannot be read: "))
-            continue
-        kept.append(index)
-        images.append(Image.fromarray((ink * 255).byte().numpy()))
-    rows = rows.select(kept)
-    columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
-    features = datasets.Features({**rows.features, "image": datasets.Image()})
-    return datasets.Dataset.from_dict({**columns, "image": images}, features=features)
-
-
-def _images(rows):
-    """The name and the image of each row, or the ValueError that says why it cannot be opened."""
-    import datasets
-
-    from .inputs import to_image
-
-    for row in rows.cast_column("image", datasets.Image(decode=False)):
-        try:
-            yield row["id"], to_image(row["image"]["bytes"] or row["image"]["path"], row["id"])
-        except ValueError as error:
-            yield row["id"], error
-
-
-def missing_symbols(rows, vocabulary: dict[str, int], wanted: list[str]) -> list[str]:
-    """The tokens to add: those `wanted`, or with "auto" all that the labels hold; the most frequent first.
-
-    Raises:
-        RecipeError: a wanted symbol is no token, or there are more than a vocabulary of formulas would need.
-    """
-    from .data.latex import LabelReport, tokenize
-
-    if wanted != ["auto"]:
-        for symbol in wanted:
-            if tokenize(symbol) != [symbol]:
-                raise RecipeError(
-                    f"new_symbols: {symbol!r} is not one token; tokens are single characters and commands such as "
-                    r"\Omega, or auto."
-                )
-        return [symbol for symbol in dict.fromkeys(wanted) if symbol not in vocabulary]
-    report = LabelReport()
-    for name, text in zip(rows["id"], rows["text"]):
-        report.add(name, text, vocabulary)
-    if len(report.unknown) > MAX_NEW_SYMBOLS:
-        raise RecipeError(
-            f"new_symbols: the labels hold {len(report.unknown)} unknown tokens, such as "
-            f"{', '.join(list(report.unknown)[:5])}; are they LaTeX? More than {MAX_NEW_SYMBOLS} are not added."
-        )
-    return [symbol for symbol, _ in sorted(report.unknown.items(), key=lambda item: (-item[1], item[0]))]
-
-
-def widened_processor(processor, symbols: list[str]):
-    """The processor with `symbols` added after the tokens it has.
-
-    Raises:
-        ValueError: its tokenizer is none of `latex_tokenizer`, so that tokens would get other ids.
-    """
-    from .models.processing import TextProcessor
-    from .models.tokenization import SPECIAL_TOKENS, latex_tokenizer
-
-    vocabulary = processor.tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.get)
-    tokenizer = latex_tokenizer([*tokens[len(SPECIAL_TOKENS) :], *symbols])
-    if {token: tokenizer.get_vocab().get(token) for token in tokens} != vocabulary:
-        raise ValueError("this model's tokenizer is not one of LaTeX tokens, so no symbols can be added to it.")
-    return TextProcessor(processor.image_processor, tokenizer)
-
-
-def comparable_labels(rows, vocabulary: dict[str, int]):
-    """Rows to measure with, labels in normal form; one that the vocabulary cannot write stays, and counts as wrong."""
-    from .data.readers import normalise_labels
-
-    try:
-        kept, _ = normalise_labels(rows, vocabulary)
-    except ValueError:
-        return rows
-    written = dict(zip(kept["id"], kept["text"]))
-    texts = [written.get(name, text) for name, text in zip(rows["id"], rows["text"])]
-    return rows.remove_columns("text").add_column("text", texts)
+    return rows.select(sorted(np.random.default_rng(seed).permutation(len(rows))[:count]))
 
 
 def hold_out(rows, share: float, seed: int):
     """Rows to train on and rows to measure with, by chance; None for the latter where `share` is 0.
+
+    What has one name before a `#`, as the words of one receipt, stays together.
 
     Raises:
         ValueError: too few rows to divide.
@@ -228,11 +144,17 @@ def hold_out(rows, share: float, seed: int):
 
     if not share:
         return rows, None
-    if len(rows) < 2:
-        raise ValueError("one formula cannot be trained on and measured with; give eval_data, or --eval_share 0.")
-    count = min(len(rows) - 1, max(1, round(share * len(rows))))
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+    groups = {}
+    for index, name in enumerate(rows["id"]):
+        groups.setdefault(str(name).split("#")[0], []).append(index)
+    if len(groups) < 2:
+        raise ValueError("one example cannot be trained on and measured with; give eval_data, or --eval_share 0.")
+    count, groups, held_out = max(1, round(share * len(rows))), list(groups.values()), []
+    for place in np.random.default_rng(seed).permutation(len(groups))[:-1]:
+        if len(held_out) >= count:
+            break
+        held_out += groups[place]
+    return rows.select(sorted(set(range(len(rows))) - set(held_out))), rows.select(sorted(held_out))
 
 
 # ------------------------------------------------------------------------------------------------------------ model
@@ -296,18 +218,6 @@ def saver(processor, base: str, lora: bool):
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def measure(model: str | Path | None, rows) -> dict:
-    """Read `rows` with the checkpoint `model` as `epigraph.read` does; metrics and texts."""
-    from .evaluation import evaluate_formulas
-    from .metrics import token_error_rate
-    from .reading import load
-
-    measured = evaluate_formulas(*load(model), rows, progress=True)
-    texts = [reading.text for reading in measured["readings"]]
-    metrics = {name: measured["metrics"][name] for name in ("exprate", "exprate_1", "exprate_2", "exprate_symlg")}
-    return {"metrics": {**metrics, "token_error_rate": token_error_rate(texts, rows["text"][:])}, "texts": texts}
-
-
 def shareable(value: str) -> str:
     """An argument as a published card may show it: of a path on this machine, the last part."""
     from .evaluation import portable
@@ -318,16 +228,17 @@ def shareable(value: str) -> str:
 
 def table(results: dict) -> str:
     """What was trained and what it changed, as Markdown."""
-    weights, held_out = results["weights"], results.get("held_out")
+    weights, held_out, unit = results["weights"], results.get("held_out"), results.get("unit", "formulas")
     lines = [
         f"{results['method']}: {weights['trained']:,} of {weights['parameters']:,} weights trained "
-        f"({100 * weights['share']:.1f} %), {results['steps']} steps on {results['examples']} formulas"
+        f"({100 * weights['share']:.1f} %), {results['steps']} steps on {results['examples']} {unit}"
     ]
     if results["new_symbols"]:
         lines.append(f"new symbols: {' '.join(results['new_symbols'])}")
     if held_out:
-        names = {"exprate": "ExpRate", "exprate_1": "≤ 1 error", "token_error_rate": "token errors"}
-        lines += ["", f"| {held_out['n']} held-out formulas | {' | '.join(names.values())} |", "|---|---:|---:|---:|"]
+        names = {name: title for name, title in TITLES.items() if name in held_out["before"]}
+        lines += ["", f"| {held_out['n']} held-out {unit} | {' | '.join(names.values())} |"]
+        lines += ["|---|" + "---:|" * len(names)]
         for when in ("before", "after"):
             cells = [f"{100 * held_out[when][name]:.1f} %" for name in names]
             lines.append(f"| {when} | {' | '.join(cells)} |")
@@ -335,7 +246,7 @@ def table(results: dict) -> str:
 
 
 def write_readings(path: Path, rows, before: list[str], after: list[str]) -> None:
-    """One JSON line for each held-out formula: what was read before and after."""
+    """One JSON line for each held-out example: what was read before and after."""
     with path.open("w", encoding="utf-8") as file:
         for name, text, *read in zip(rows["id"], rows["text"], before, after):
             line = {"id": name, "text": text, "before": read[0], "after": read[1]}
@@ -345,29 +256,11 @@ def write_readings(path: Path, rows, before: list[str], after: list[str]) -> Non
 # -------------------------------------------------------------------------------------------------------------- main
 
 
-def load_data(args: FinetuneArguments, rows, processor):
-    """Rows to train on and rows to measure with (or None), from what was loaded; what is left out is logged."""
-    from .data.readers import load_formulas, normalise_labels
-
-    vocabulary = processor.tokenizer.get_vocab()
-    rows, report = normalise_labels(rows, vocabulary)
-    if report.unknown and not args.new_symbols:
-        logger.warning("add --new_symbols auto to teach the model the %d unknown symbols, too", len(report.unknown))
-    rows = usable_images(rows)
-    if args.eval_data:
-        held_out = comparable_labels(load_formulas(args.eval_data, args.eval_split), vocabulary)
-    else:
-        rows, held_out = hold_out(rows, args.eval_share, args.seed)
-    if held_out is not None:
-        held_out = held_out.select(range(min(len(held_out), args.eval_limit or len(held_out))))
-    return as_read(rows, processor), held_out
-
-
 def finetune(args: FinetuneArguments, command: str) -> dict:
     """Train as the arguments say; what stands in `OUTPUT_DIR/final/finetuning.json`.
 
     `OUTPUT_DIR/final` holds the adapter, or the model, with its processor; `readings.jsonl` beside it what was read
-    in the held-out formulas before and after.
+    in the held-out examples before and after.
 
     Raises:
         ValueError: model or data cannot be used; one sentence. Also what `training.train` raises.
@@ -375,7 +268,6 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
     import epigraph  # noqa: F401  registers the Auto classes
 
     from .cards import weights_sha256
-    from .pretraining import training_rows
     from .reading import checkpoint_folder, default_checkpoint, load
     from .training import train
 
@@ -387,52 +279,52 @@ def finetune(args: FinetuneArguments, command: str) -> dict:
         raise ValueError(f"{name} is an adapter; start from its base model, or from a folder that --merge wrote.")
     base = str(folder.resolve()) if Path(name).expanduser().is_dir() else name
     model, processor = load(folder, None, "cpu")
-    rows = training_rows(args.train_data, args.train_split)
-    symbols = missing_symbols(rows, processor.tokenizer.get_vocab(), args.new_symbols) if args.new_symbols else []
-    if symbols:
-        processor = widened_processor(processor, symbols)
-        model.widen_vocabulary(processor.tokenizer.get_vocab())
-        logger.warning("%d new symbols: %s", len(symbols), " ".join(symbols))
-    rows, held_out = load_data(args, rows, processor)
-
-    args = args.scaled_to(len(rows))
-    model = prepare_model(model, args, bool(symbols))
-    loader = formula_loader(rows, processor, args)
-    if dropped := len(rows) - int(loader.batches.usable.sum()):
-        logger.warning("%d of %d formulas are larger than max_image_pixels or max_label_length", dropped, len(rows))
+    tuning = TUNINGS[model.config.model_type](args, model, processor)
+    rows, held_out = drawn(tuning.rows, args.train_limit, args.seed), tuning.held_out
+    if held_out is None:
+        rows, held_out = hold_out(rows, args.eval_share, args.seed)
+    if held_out is not None:
+        held_out = held_out.select(range(min(len(held_out), args.eval_limit or len(held_out))))
+    augmentation = tuning.augmentation if args.augmentation is None else args.augmentation
+    targets = args.target_modules or tuning.target_modules
+    args = replace(args, augmentation=augmentation, target_modules=targets)
+    loader, examples = tuning.loader(rows, args)
+    args = args.scaled_to(examples)
+    model = prepare_model(model, args, bool(tuning.new_symbols))
     results = {
         "method": "LoRA" if args.lora else "full fine-tuning",
+        "unit": tuning.unit,
         "command": command,
         "base_model": shareable(base),
         "base_weights_sha256": weights_sha256(folder),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("epigraph", "torch", "transformers", "peft")},
         "weights": counts(model),
-        "examples": len(rows) - dropped,
+        "examples": examples,
         "steps": args.max_steps,
         "learning_rate": args.learning_rate,
-        "new_symbols": symbols,
+        "new_symbols": list(tuning.new_symbols),
     }
-    before = measure(folder, held_out) if held_out is not None and first_process() else None
+    before = tuning.measure(folder, held_out) if held_out is not None and first_process() else None
     evaluate = None
     if held_out is not None and args.eval_steps < args.max_steps:
-        evaluate = reading_evaluation(held_out, processor, None)
+        evaluate = tuning.evaluation(held_out, args)
     started = time.process_time()
-    train(model, loader, args, evaluate, saver(processor, base, args.lora))
+    train(model, loader, args, evaluate, saver(tuning.processor, base, args.lora))
     results["cpu_seconds"] = time.process_time() - started
     if first_process():
-        conclude(args, results, held_out, before)
+        conclude(args, results, tuning, held_out, before)
     return results
 
 
-def conclude(args: FinetuneArguments, results: dict, held_out, before: dict | None) -> None:
+def conclude(args: FinetuneArguments, results: dict, tuning, held_out, before: dict | None) -> None:
     """Measure what was saved, write what was measured, merge."""
     from .evaluation import write_json
     from .reading import load
 
     folder = Path(args.output_dir)
     if before:
-        after = measure(folder / "final", held_out)
+        after = tuning.measure(folder / "final", held_out)
         results["held_out"] = {"n": len(held_out), "before": before["metrics"], "after": after["metrics"]}
         write_readings(folder / "readings.jsonl", held_out, before["texts"], after["texts"])
     write_json(folder / "final" / ADAPTER_RESULTS, results)
