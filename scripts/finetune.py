@@ -7,7 +7,7 @@ InkML, or parquet.
     python scripts/finetune.py --lora --model checkpoints/e2str-small --train_data my_crops --output_dir runs/me
 
 runs/me/final is then a model for `epigraph read --model runs/me/final` and scripts/evaluate.py. Without --lora the
-whole model is trained; with --merge, runs/me/merged reads without peft. Of words that are to measure, too, `--source NAME
+whole model is trained; with --merge, runs/me/merged reads without peft. Of words that measure, too, `--source NAME
 --half pool --train_limit 300` trains on 300 of one half, and `scripts/evaluate.py --half queries` measures the other.
 """
 

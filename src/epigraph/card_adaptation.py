@@ -1,0 +1,41 @@
+"""What scripts/compare_adaptation.py measured, as cards and the terminal show it."""
+
+from .cards import shown
+
+
+def adaptation_table(results: dict) -> str:
+    """Markdown: a line for each source and way of reading it, with what changed against the model as it is."""
+    lines = [
+        "| data | read | n | examples | word accuracy | difference | 1-NED | texts not among the examples | "
+        "weights trained | CPU seconds |",
+        "|---|---|" + "---:|" * 8,
+    ]
+    plain = {row["source"]: row["word_accuracy"] for row in results["rows"] if "interval" not in row}
+    for row in results["rows"]:
+        cells = [row["source"], row["method"], str(row["n"]), str(row["examples"] or "")]
+        cells += [shown("word_accuracy", row["word_accuracy"]), ""]
+        if "interval" in row:
+            low, high = (100 * bound for bound in row["interval"])
+            cells[-1] = f"{100 * (row['word_accuracy'] - plain[row['source']]):+.2f} ({low:+.1f} … {high:+.1f})"
+        cells += [shown("ned", row["ned"]), shown("word_accuracy", row["new_labels"])]
+        cells += [f"{100 * row['share']:.1f} %" if row.get("share") else ""]
+        cells += [f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def adaptation_section(results: dict) -> str:
+    """The table, with what its numbers mean and the command that produced them."""
+    seeds = sorted({seed for row in results["rows"] for seed in row["seeds"]})
+    draws = f"one draw of the examples, seed {seeds[0]}"
+    if len(seeds) > 1:
+        draws = f"mean of {len(seeds)} draws of the examples, seeds {', '.join(map(str, seeds))}"
+    return (
+        f"{adaptation_table(results)}\n\nProtocol {results['rows'][0]['protocol']}, the query half of each source, "
+        f"{draws}; k = {results['k']}. In brackets the 95 % interval of the difference, drawn over words, of receipts "
+        "over receipts. CPU seconds are those of adapting alone: of training, and of the keys of the pool. Produced "
+        f"by\n\n```bash\n{results['command']}\n```"
+    )
+
+
+__all__ = ["adaptation_section", "adaptation_table"]
