@@ -5,9 +5,9 @@
 
 Of the pool half of each source (`epigraph.data.words.pool_and_queries`) `--examples` words are drawn. They are the
 pool that the query half is read with, and they train an adapter (LoRA) by scripts/finetune.py at its defaults, or at
-those of `--recipe`, for a fixed number of steps: nothing is chosen by looking at queries. The query half is read by the
-model as it is, with the pool, by the adapter, and by the adapter with a pool of its own keys. Several sources and seeds
-are measured one after the other; a stopped run goes on with the same command.
+those of `--recipe`, for a fixed number of steps: nothing is chosen by looking at queries. The query half is read by
+the model as it is, with the pool, by the adapter, and by the adapter with a pool of its own keys. Several sources and
+seeds are measured one after the other; a stopped run goes on with the same command.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -415,8 +416,31 @@ def test_wrong_settings_are_refused(loaded, settings, message):
         epigraph.read(draw("cat"), model, **{"processor": processor, **settings})
 
 
-def test_a_task_without_a_checkpoint_asks_for_a_model():
-    with pytest.raises(ValueError, match="'word' has no checkpoint of its own"):
+@pytest.fixture
+def shipped(word_reader, tmp_path, monkeypatch):
+    """A working folder whose ./checkpoints hold the small model under the name of the shipped one."""
+    shutil.copytree(word_reader, tmp_path / "checkpoints" / reading.DEFAULT_CHECKPOINTS["word"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_words_are_read_by_the_shipped_model_where_none_is_named(shipped, loaded):
+    assert epigraph.read(draw("cat"), task="word").text == "cat"
+    pool = ContextPool(epigraph.encoder(*loaded))
+    pool.add([draw("SIGN", 1)], ["XY"])
+    pool.save("pool")
+    assert [example.text for example in epigraph.read(draw("SIGN"), pool="pool").examples] == ["XY"]
+    draw("Exit").save("exit.png")
+    result = CliRunner().invoke(app, ["read", "exit.png", "--task", "word"])
+    assert result.exit_code == 0 and result.stdout.split("\t")[-1].strip() == "Exit"
+
+
+def test_without_its_weights_the_shipped_model_is_one_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "a" / "b" / "reading.py"))
+    assert reading.default_checkpoint("word") == "epigraph/e2str-small"
+    monkeypatch.setattr(reading, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(ValueError, match="epigraph/e2str-small: no such folder, and not to be had from the Hub"):
         epigraph.read(draw("cat"), task="word")
 
 
@@ -433,6 +457,13 @@ def test_pipeline(word_reader, pool_of, tmp_path, monkeypatch):
     assert [len(result["examples"]) for result in found] == [2, 0, 0] and len(found[2]["n_best"]) == 2
     assert found[0]["examples"][0]["text"] == "XY" and len(opened) == 1
     assert pipeline("text-recognition", model=str(word_reader))(draw("42"))["plain_text"] is None
+
+
+def test_the_pipeline_has_the_shipped_model(shipped, run_python):
+    draw("Exit").save(shipped / "exit.png")
+    code = "import epigraph\nfrom transformers import pipeline\n"
+    code += "print('read', pipeline('text-recognition', device='cpu')('exit.png')['text'])"
+    assert "read Exit" in run_python(code, cwd=shipped).stdout
 
 
 @pytest.fixture

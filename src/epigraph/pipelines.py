@@ -93,7 +93,11 @@ PIPELINE_REGISTRY.register_pipeline(
     type="image",
 )
 PIPELINE_REGISTRY.register_pipeline(
-    "text-recognition", pipeline_class=TextRecognitionPipeline, pt_model=AutoModelForTextRecognition, type="image"
+    "text-recognition",
+    pipeline_class=TextRecognitionPipeline,
+    pt_model=AutoModelForTextRecognition,
+    default={"model": (default_checkpoint("word"), "main")},
+    type="image",
 )
 
 __all__ = ["FormulaRecognitionPipeline", "TextRecognitionPipeline"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HUB_ORGANISATION = "epigraph"
 # What reads a task where no model is named: a folder of ./checkpoints, else a repository of the organisation.
-DEFAULT_CHECKPOINTS = {"maths": "comer-hme", "ink": "comer-hme"}
+DEFAULT_CHECKPOINTS = {"maths": "comer-hme", "ink": "comer-hme", "word": "e2str-small"}
 TASKS_OF = {"comer": ("maths", "ink"), "e2str": ("word",)}
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -68,7 +68,7 @@ def read(
         model: folder, Hub id, or a loaded model; by default the task's own checkpoint (`DEFAULT_CHECKPOINTS`), from
             ./checkpoints or the Hub.
         task: "maths" reads images and ink, "ink" accepts ink only, "word" reads images of words; by default it follows
-            from the model and the input.
+            from the model, and without one it is "word" where a pool is given, else "maths".
         pool: of a model that learns in context (E2STR): where its examples are searched; a `ContextPool`, or its
             folder or Hub id. The reading without examples then stands beside the one with them.
         k: how many examples, the most similar ones; fewer where the pool has fewer.
@@ -106,6 +106,8 @@ def read(
         if len(processor.tokenizer) < getattr(model.config, "vocab_size", 0):
             raise ValueError("the model writes symbols that its processor lacks; pass the one saved with its adapter.")
     else:
+        if model is None and task is None and pool is not None:
+            task = "word"
         model, loaded = load(model, task, device, dtype)
         processor = processor or loaded
     single = not is_batch(inputs)
