@@ -25,7 +25,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from epigraph import encoder
-from epigraph.card_adaptation import adaptation_table
+from epigraph.card_words import adaptation_table
 from epigraph.cards import weights_sha256
 from epigraph.context_pool import ContextPool
 from epigraph.data.protocols import DEFAULT_PROTOCOL, comparable_answer, comparable_label

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from epigraph.cards import fill, metrics_table, other_files, read_results, render_card, results_files
+from epigraph.cards import block_files, fill, metrics_table, other_files, read_results, render_card, results_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,8 +20,8 @@ def rendered() -> dict[Path, str]:
     for name in sorted({path.name.split(".")[0] for path in folder.glob("*.json")}):
         results = results_files(name, folder)
         card, model_dir = ROOT / "model_cards" / f"{name}.md", ROOT / "checkpoints" / name
-        writers, others = folder / f"{name}.writers.json", other_files(name, folder)
-        files[model_dir / "README.md"] = render_card(card, results, model_dir, writers, others)
+        blocks, others = block_files(name, folder), other_files(name, folder)
+        files[model_dir / "README.md"] = render_card(card, results, model_dir, blocks, others)
         rows = [row for path in results for row in read_results(path)["rows"]]
         tables.append(f"[{name}](model_cards/{name}.md)\n\n{metrics_table({'rows': rows})}")
     readme = ROOT / "README.md"

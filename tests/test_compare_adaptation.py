@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from word_drawings import WORDS, draw
 
-from epigraph.card_adaptation import adaptation_section, adaptation_table
+from epigraph.card_words import adaptation_section, adaptation_table
 
 pytest.importorskip("peft")
 datasets = pytest.importorskip("datasets")

@@ -130,6 +130,14 @@ def test_a_base_that_has_changed_since_is_named(taught, word_reader, tmp_path):
         load(adapter)
 
 
+def test_the_card_of_an_adapter_is_about_words(taught):
+    card = cards.adapter_card("me/shop", "epigraph/e2str-small", results_of(taught), None)
+    assert (
+        'epigraph.read("word.png", model="me/shop")' in card and "| 2 held-out words | word accuracy | 1-NED |" in card
+    )
+    assert "scene-text-recognition" in card and "latex" not in card
+
+
 def test_source_half_and_limit_choose_the_words(word_reader, tmp_path):
     data = write_folder(tmp_path / "data", {word: word for word in WORDS}, copies=6)
     rows = epigraph.data.words.load_words(data, source="shop")

@@ -380,18 +380,72 @@ def writers_results(weights: str) -> dict:
     }
 
 
+PEERS_RESULTS = {
+    "command": "python scripts/peers.py --model tiny-hme",
+    "readers": {"tesseract": {"version": "5.3"}, "tiny": {"model": "tiny-hme", "batch_size": 8}},
+    "skipped": {"rapidocr": "there is none"},
+    "rows": [
+        {"source": "shop", "split": "train", "half": "queries", "reader": reader, "protocol": "36", "n": 9, **values}
+        for reader, accuracy, seconds in (("tesseract", 0.25, 0.5), ("tiny", 0.75, 0.01))
+        for values in ({"metric": "word_accuracy", "value": accuracy}, {"metric": "cpu_seconds", "value": seconds})
+    ],
+}
+ADAPTATION = {"source": "shop", "half": "queries", "protocol": "36", "n": 9, "ned": 0.75, "seeds": [0, 1]}
+ADAPTATION_RESULTS = {
+    "command": "python scripts/compare_adaptation.py --model tiny-hme",
+    "k": 2,
+    "rows": [
+        {**ADAPTATION, "method": "as it is", "examples": 0, "word_accuracy": 0.5, "new_labels": None},
+        {**ADAPTATION, "method": "LoRA", "examples": 300, "word_accuracy": 0.625, "new_labels": 0.5, "share": 0.0625,
+         "interval": [0.0, 0.25], "cpu_seconds": 61.2},
+    ],
+}  # fmt: skip
+
+
+def test_words_fill_their_blocks(published, tmp_path):
+    model_dir, card, results = published
+    weights = cards.weights_sha256(model_dir)
+    filled = card.read_text()
+    for block, found in (("peers", PEERS_RESULTS), ("adaptation", ADAPTATION_RESULTS)):
+        filled = filled.replace("## Training", f"<!-- {block} -->\n<!-- /{block} -->\n\n## Training")
+        if block == "peers":
+            found = {**found, "readers": {**found["readers"], "tiny": {"weights_sha256": weights}}}
+        (tmp_path / f"tiny-hme.{block}.json").write_text(json.dumps({"weights_sha256": weights, **found}))
+    card.write_text(filled)
+    blocks = cards.block_files("tiny-hme", tmp_path)
+    assert list(blocks) == ["peers", "adaptation"] and cards.results_files("tiny-hme", tmp_path) == [results]
+    rendered = cards.render_card(card, [results], model_dir, blocks)
+    assert "| shop | train | queries | 9 | 25.00 % | 75.00 % | 0.5000 | 0.0100 |" in rendered
+    assert "tesseract (version 5.3)" in rendered and "rapidocr was left out: there is none" in rendered
+    assert "| shop | LoRA | 9 | 300 | 62.50 % | +12.50 (+0.0 … +25.0) | 75.00 % | 50.00 % | 6.2 % | 61 |" in rendered
+    assert "mean of 2 draws of the examples, seeds 0, 1" in rendered
+    for block, path in blocks.items():
+        of_others = json.loads(path.read_text().replace(weights, "1" * 64))
+        path.write_text(json.dumps(of_others))
+        with pytest.raises(ValueError, match=f"{block}.json were measured on other weights; run scripts/"):
+            cards.render_card(card, [results], model_dir, {block: path})
+
+
+def test_halves_of_words_stand_in_a_column(published):
+    _, _, results = published
+    rows = [{**row, "half": half} for half in ("queries", None) for row in json.loads(results.read_text())["rows"]]
+    table = cards.metrics_table({"rows": rows})
+    assert table.startswith("| data | split | half | protocol | n |")
+    assert "| made-up | test | queries | standard | 8 |" in table and "| made-up | test |  | standard | 8 |" in table
+
+
 def test_writers_fill_their_block_and_are_no_results_of_the_model(published, tmp_path):
     model_dir, card, results = published
     measured = writers_results(cards.weights_sha256(model_dir))
     writers = tmp_path / "tiny-hme.writers.json"
     writers.write_text(json.dumps(measured))
     assert writers not in cards.results_files("tiny-hme", tmp_path)
-    rendered = cards.render_card(card, [results], model_dir, writers)
+    rendered = cards.render_card(card, [results], model_dir, {"writers": writers})
     assert "| 2 writers, 40 expressions |" in rendered and "| before | 25.00 % | 50.00 % |" in rendered
     assert "| LoRA | 30.00 % (-5.0 … +15.0) |" in rendered and "| 12.5 % | 14 | 40.00 % |" in rendered
     assert "python scripts/adapt_writers.py --model tiny-hme" in rendered
     assert {row.metric_type for row in ModelCard(rendered).data.eval_results} == {"exprate", "exprate_1"}
     writers.write_text(json.dumps({**measured, "weights_sha256": "1" * 64}))
     with pytest.raises(ValueError, match="writers.json were measured on other weights; run scripts/adapt_writers.py"):
-        cards.render_card(card, [results], model_dir, writers)
-    assert "writers, 40" not in cards.render_card(card, [results], model_dir, tmp_path / "none.writers.json")
+        cards.render_card(card, [results], model_dir, {"writers": writers})
+    assert "writers, 40" not in cards.render_card(card, [results], model_dir)

@@ -3,9 +3,9 @@
 A card has front matter in YAML and two empty blocks, `<!-- results -->` and `<!-- curve -->`, filled from
 `model_cards/results/<name>.json` and from what lies in the model folder. No number is ever typed into a card. A model
 that was measured on several data sets has a file for each, the others named `<name>.<data>.json`; what was measured of
-other weights, earlier ones or an ablation's, lies beside them in `other` as `<name>.<which>.<data>.json`. What
-scripts/adapt_writers.py measured stands in `<name>.writers.json` and fills the block `<!-- writers -->`, where a card
-has one.
+other weights, earlier ones or an ablation's, lies beside them in `other` as `<name>.<which>.<data>.json`. What other
+scripts than scripts/evaluate.py measured stands in `<name>.<block>.json` and fills the block of that name, where a
+card has one (`BLOCKS`).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ An adapter of [{base}](https://huggingface.co/{base}), trained with epigraph.
 ```python
 import epigraph
 
-print(epigraph.read("formula.png", model="{repo}").text)
+print(epigraph.read("{image}", model="{repo}").text)
 ```
 
 The same through transformers; needs peft:
@@ -125,6 +125,13 @@ rows = load_dataset("{repo}", split="train")
 
 {licence}
 """
+# Blocks of a card that are filled from a file of their own, and the script that writes it.
+BLOCKS = {
+    "writers": "scripts/adapt_writers.py",
+    "peers": "scripts/peers.py",
+    "context": "scripts/evaluate.py",
+    "adaptation": "scripts/compare_adaptation.py",
+}
 METRIC_NAMES = {
     "exprate": "ExpRate",
     "exprate_1": "≤ 1 error",
@@ -181,12 +188,13 @@ def metrics_table(results: dict) -> str:
     """Markdown: a line per (source, split, variant, protocol), a column per metric, in the order of the results' rows.
 
     How images were changed before they were read stands in a column of its own, where any were, after the others;
-    so does, in front, which weights were measured, where rows say it; and what words were read with, where any were
-    read with examples.
+    so do, where rows say it, which weights were measured, which half of the words, and what they were read with.
     """
     rows = sorted(results["rows"], key=lambda row: bool(row.get("variant")))
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     names = {"source": "data", "split": "split", "variant": "images", "protocol": "protocol", "n": "n"}
+    if any(row.get("half") for row in rows):
+        names = {"source": "data", "split": "split", "half": "half", **names}
     if not any(row.get("variant") for row in rows):
         names.pop("variant")
     if any(row.get("pool_size") is not None for row in rows):
@@ -278,11 +286,8 @@ def writers_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def writers_section(path: str | Path, weights: str) -> str:
-    """The table with the command that produced it; ValueError where it was measured on other weights."""
-    results = read_results(path)
-    if results["weights_sha256"] != weights:
-        raise ValueError(f"the results {path} were measured on other weights; run scripts/adapt_writers.py again")
+def writers_section(results: dict) -> str:
+    """The table with the command that produced it."""
     return (
         f"{writers_table(results)}\n\nIn brackets the 95 % interval of the difference, drawn over expressions; the "
         f"last column, read greedily, is {results['others']} expressions of other writers, averaged over the adapted "
@@ -290,10 +295,28 @@ def writers_section(path: str | Path, weights: str) -> str:
     )
 
 
+def block_section(block: str, path: str | Path, weights: str) -> str:
+    """What fills the block from the file of this name; ValueError where it was measured on other weights."""
+    from . import card_words
+
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    known = {results.get("weights_sha256")} | {of.get("weights_sha256") for of in results.get("readers", {}).values()}
+    if weights not in known:
+        raise ValueError(f"the results {path} were measured on other weights; run {BLOCKS[block]} again")
+    return (writers_section if block == "writers" else getattr(card_words, f"{block}_section"))(results)
+
+
 def results_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
     """What was measured of the model called `name`: `<name>.json` and any `<name>.<data>.json`."""
-    others = sorted(path for path in Path(folder).glob(f"{name}.*.json") if not path.name.endswith(".writers.json"))
+    blocks = set(block_files(name, folder).values())
+    others = sorted(path for path in Path(folder).glob(f"{name}.*.json") if path not in blocks)
     return [Path(folder) / f"{name}.json", *others]
+
+
+def block_files(name: str, folder: str | Path = "model_cards/results") -> dict[str, Path]:
+    """The files that fill blocks of the card of the model called `name`, by block; those that are there."""
+    paths = {block: Path(folder) / f"{name}.{block}.json" for block in BLOCKS}
+    return {block: path for block, path in paths.items() if path.is_file()}
 
 
 def other_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
@@ -305,13 +328,12 @@ def render_card(
     card: str | Path,
     results: list[str | Path],
     model_dir: str | Path,
-    writers: str | Path | None = None,
+    blocks: dict[str, str | Path] | None = None,
     others: list[str | Path] = (),
 ) -> str:
     """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
 
-    `writers` is a file that scripts/adapt_writers.py wrote, for a card with that block; it need not exist. `others`
-    are the `other_files` of the model.
+    `blocks` are the `block_files` of the model, for a card with such blocks, and `others` its `other_files`.
 
     Raises ValueError where the prose has no licence, lacks a section or a block, or where the results were measured
     on weights other than those in `model_dir`.
@@ -334,10 +356,10 @@ def render_card(
             )
 
     curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
-    if "<!-- writers -->" in rendered.text:
-        measured_writers = writers is not None and Path(writers).is_file()
-        section = writers_section(writers, weights) if measured_writers else ""
-        rendered.text = fill(rendered.text, "writers", section)
+    for block in BLOCKS:
+        if f"<!-- {block} -->" in rendered.text:
+            path = (blocks or {}).get(block)
+            rendered.text = fill(rendered.text, block, block_section(block, path, weights) if path else "")
     try:
         named = [(Path(path).name.split(".")[1], read_results(path)) for path in others]
         rendered.text = fill(rendered.text, "results", results_section([*measured.values()], named))
@@ -354,7 +376,7 @@ def render_card(
             metric_type=row["metric"],
             metric_name=METRIC_NAMES.get(row["metric"], row["metric"]),
             metric_value=row["value"],
-            metric_args={"protocol": row["protocol"], "n": row["n"]},
+            metric_args={name: row[name] for name in ("protocol", "n", "half") if row.get(name) is not None},
         )
         for content in measured.values()
         for row in content["rows"]
@@ -383,16 +405,22 @@ def adapter_card(repo_id: str, base_repo: str, results: dict, base_card: Path | 
     """The README.md of an adapter; its licence is that of the base model."""
     from .finetuning import table
 
+    words = results.get("unit") == "words"
     text = base_card.read_text(encoding="utf-8") if base_card else ""
     data = ModelCardData(
         license=ModelCard(text).data.license,
         library_name="peft",
         pipeline_tag="image-to-text",
         base_model=base_repo,
-        tags=["epigraph", "lora", "handwriting", "mathematics", "latex"],
+        tags=["epigraph", "lora", *(["scene-text-recognition"] if words else ["handwriting", "mathematics", "latex"])],
     )
     return ADAPTER_CARD.format(
-        front=data.to_yaml(), repo=repo_id, base=base_repo, results=table(results), command=results["command"]
+        front=data.to_yaml(),
+        repo=repo_id,
+        base=base_repo,
+        results=table(results),
+        command=results["command"],
+        image="word.png" if words else "formula.png",
     )
 
 

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from . import models
 from .adapters import ADAPTER_CONFIG, ADAPTER_RESULTS, base_of, is_adapter
-from .cards import adapter_card, other_files, render_card, results_files, weights_files
+from .cards import adapter_card, block_files, other_files, render_card, results_files, weights_files
 from .reading import DEFAULT_CHECKPOINTS, HUB_ORGANISATION, default_checkpoint, load
 from .training_curve import draw_training_curve
 
@@ -160,14 +160,13 @@ def push(
     )
     if log and not list(model_dir.glob("training_curve.*")):
         draw_training_curve(log, model_dir / "training_curve.png")
-    writers = results[0].with_name(f"{name}.writers.json")
-    others = other_files(name, results[0].parent)
-    readme = render_card(card or f"model_cards/{name}.md", results, model_dir, writers, others)
+    blocks, others = block_files(name, results[0].parent), other_files(name, results[0].parent)
+    readme = render_card(card or f"model_cards/{name}.md", results, model_dir, blocks, others)
 
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
     files |= with_auto_map(model_dir, config, code_repo)
     files["README.md"] = readme.encode()
-    files |= {f"results/{path.name}": path for path in [*results, writers] if path in results or path.is_file()}
+    files |= {f"results/{path.name}": path for path in [*results, *blocks.values()]}
     if dry_run:
         return show(model_dir, repo_id, code_repo, files)
 

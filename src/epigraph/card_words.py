@@ -1,4 +1,4 @@
-"""What scripts/compare_adaptation.py measured, as cards and the terminal show it."""
+"""What was measured of models that read words besides their results, as cards and the terminal show it."""
 
 from .cards import shown
 
@@ -38,4 +38,36 @@ def adaptation_section(results: dict) -> str:
     )
 
 
-__all__ = ["adaptation_section", "adaptation_table"]
+def peers_table(results: dict) -> str:
+    """Markdown: a line for each set, the accuracy of each recogniser, and how many CPU seconds an image takes it."""
+    readers = list(dict.fromkeys(row["reader"] for row in results["rows"]))
+    seconds = [f"CPU s an image, {reader}" for reader in readers]
+    lines = ["| data | split | half | n | " + " | ".join([*readers, *seconds]) + " |"]
+    lines.append("|---|---|---|" + "---:|" * (1 + 2 * len(readers)))
+    sets = {}
+    for row in results["rows"]:
+        name = row["source"], row["split"] or "", row["half"] or "all"
+        sets.setdefault(name, {})[row["reader"], row["metric"]] = row
+    for name, found in sets.items():
+        cells = [*name, str(found[readers[0], "word_accuracy"]["n"])]
+        cells += [shown("word_accuracy", found[reader, "word_accuracy"]["value"]) for reader in readers]
+        cells += [f"{found[reader, 'cpu_seconds']['value']:.4f}" for reader in readers]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def peers_section(results: dict) -> str:
+    """The table, with who was measured and the command that did it."""
+    identities = {
+        name: ", ".join(f"{key} {value}" for key, value in identity.items() if key not in ("model", "weights_sha256"))
+        for name, identity in results["readers"].items()
+    }
+    who = "; ".join(f"{name} ({identity})" if identity else name for name, identity in identities.items())
+    left_out = "".join(f" {name} was left out: {reason}." for name, reason in results["skipped"].items())
+    return (
+        f"{peers_table(results)}\n\nWord accuracy under protocol {results['rows'][0]['protocol']}, the same images, "
+        f"one thread: {who}.{left_out} Produced by\n\n```bash\n{results['command']}\n```"
+    )
+
+
+__all__ = ["adaptation_section", "adaptation_table", "peers_section", "peers_table"]
