@@ -175,7 +175,8 @@ def test_filters_make_the_subsets_and_are_recorded(folder, recogniser, tmp_path)
     assert values(results) == {"36": (1.0, 2)}
     recorded = results["breakdowns"]["data"]
     sets = recorded.pop("sets")
-    assert recorded == {"labels": "original", "only_alnum": True, "min_length": 3, "filtered": 3}
+    expected = {"labels": "original", "half": None, "only_alnum": True, "min_length": 3, "filtered": 3}
+    assert recorded == expected
     assert sets[0]["words"] == 2 and sets[0]["subset"] == "ICDAR 2013, 2 words: none of the sub-sets in use"
     assert results["rows"][0]["subset"] == sets[0]["subset"]
     with pytest.raises(ValueError, match="none of the 5 words passes only_alnum and min_length"):
@@ -382,7 +383,7 @@ def test_an_empty_pool_is_plain_reading(folder, recogniser, tmp_path):
         (["--context", "knn", "--pool", "no/where/here"], "no/where/here holds no context pool"),
         (["--context", "knn", "--pool", "x", "--k", "0"], "--k must be at least 1"),
         (["--context", "knn", "--pool", "x", "--pool-size", "0"], "--pool_size must be at least 1"),
-        (["--context", "knn", "--pool", "x", "--pool-seed", "-1"], "--pool_seed must be 0 or more"),
+        (["--context", "knn", "--pool", "x", "--pool-seed", "-1"], "--pool_seed must be at least 0"),
         (["--context", "knn", "--pool", "x", "--gate", "1.5"], "--gate is a probability and must be between 0 and 1"),
         (["--variant", "photo"], "--variant is for models that read formulas"),
         (["--split", "nowhere"], "no split 'nowhere'; there are test"),

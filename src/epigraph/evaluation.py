@@ -25,6 +25,7 @@ from .classification import class_breakdown, classification_metrics, evaluate_cl
 from .data.latex import is_valid
 from .data.protocols import check_protocol
 from .data.variants import Variant, vary
+from .data.words import Half
 from .inputs import to_image
 from .metrics import formula_breakdowns, formula_metrics
 from .reading import TASKS_OF, checkpoint_folder, load, load_config, read_all
@@ -39,9 +40,9 @@ CLASSIFIERS = ("pixelvit",)  # types of models that are measured by classes
 # Settings that mean nothing to models of other kinds.
 OF_FORMULAS = ("variant", "max_length", "length_penalty", "search", "direction", "grammar")
 OF_READERS = ("num_beams",)
-OF_WORDS = ("context", "pool", "pool_split", "pool_source", "pool_size", "pool_seed", "k", "gate", "only_alnum",
-            "min_length", "labels")  # fmt: skip
-OF_POOLS = ("pool", "pool_split", "pool_source", "pool_size", "pool_seed", "k", "gate")
+OF_POOLS = ("pool", "pool_split", "pool_source", "pool_half", "pool_size", "pool_seed", "k", "gate")
+OF_WORDS = ("context", *OF_POOLS, "half", "only_alnum", "min_length", "labels")
+CONTEXTS = ("none", "knn", "random", "wrong", "copy")
 PROTOCOL = "standard"  # the one protocol of formulas and classes; those of words count characters
 NUM_BEAMS = 10  # of formulas
 VERSIONS = ("epigraph", "torch", "transformers", "datasets")
@@ -70,11 +71,15 @@ class EvaluationArguments:
             "standard."
         },
     )
-    context: Literal["none", "knn", "random", "wrong", "copy"] = field(
-        default="none",
+    half: Half | None = field(
+        default=None, metadata={"help": "Only this half of words that are never trained on: pool or queries."}
+    )
+    context: list[str] = field(
+        default_factory=lambda: ["none"],
         metadata={
-            "help": "Examples that words are read with: none, the most similar ones, random ones, the most similar "
-            "ones with wrong texts; copy answers with the text of the most similar one."
+            "help": "Examples that words are read with: none, the most similar ones (knn), random ones, the most "
+            "similar ones with wrong texts; copy answers with the text of the most similar one. Several of these, "
+            "of --k, --pool_size or --pool_seed are measured in one run, each with each, and gather in --output."
         },
     )
     pool: str | None = field(
@@ -82,9 +87,14 @@ class EvaluationArguments:
     )
     pool_split: str | None = field(default=None, metadata={"help": "Of word data, only rows of this split."})
     pool_source: str | None = field(default=None, metadata={"help": "Of word data, only rows of this source."})
-    pool_size: int | None = field(default=None, metadata={"help": "So many entries only, drawn by chance."})
-    pool_seed: int = field(default=0, metadata={"help": "Of all that is drawn by chance."})
-    k: int = field(default=2, metadata={"help": "Examples for each word."})
+    pool_half: Half | None = field(default=None, metadata={"help": "Of word data, only this half: pool or queries."})
+    pool_size: list[int] | None = field(
+        default=None, metadata={"help": "So many entries only, drawn by chance; several for a sweep."}
+    )
+    pool_seed: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Of all that is drawn by chance; several for a sweep."}
+    )
+    k: list[int] = field(default_factory=lambda: [2], metadata={"help": "Examples for each word."})
     gate: float | None = field(
         default=None, metadata={"help": "Use examples only where the reading without has a lower score, in 0..1."}
     )
@@ -123,20 +133,44 @@ class EvaluationArguments:
             raise ValueError(f"--limit must be at least 1, not {self.limit}.")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, not {self.batch_size}.")
-        for name in ("pool_size", "min_length", "k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}.")
-        if self.pool_seed < 0:
-            raise ValueError(f"--pool_seed must be 0 or more, not {self.pool_seed}.")
+        for name in ("pool_size", "min_length", "k", "pool_seed"):
+            least, values = int(name != "pool_seed"), getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None and value < least:
+                    raise ValueError(f"--{name} must be at least {least}, not {value}.")
         if self.gate is not None and not 0 <= self.gate <= 1:
             raise ValueError(f"--gate is a probability and must be between 0 and 1, not {self.gate}.")
-        if self.context == "none" and (given := changed(self, OF_POOLS)):
+        for context in self.context:
+            if context not in CONTEXTS:
+                raise ValueError(f"there is no --context {context}; there are {', '.join(CONTEXTS)}.")
+        if (shown := [context for context in self.context if context != "none"]) and not self.pool:
+            raise ValueError(f"--context {shown[0]} needs a --pool: a saved pool, or words with their texts.")
+        if not shown and (given := changed(self, OF_POOLS)):
             raise ValueError(f"--{given[0]} is for reading with examples; add --context knn, or leave it out.")
-        if self.context != "none" and not self.pool:
-            raise ValueError(f"--context {self.context} needs a --pool: a saved pool, or words with their texts.")
-        if self.context == "copy" and (given := changed(self, ("k", "gate", "num_beams"))):
+        if self.context == ["copy"] and (given := changed(self, ("k", "gate", "num_beams"))):
             raise ValueError(f"--{given[0]} means nothing to --context copy, which reads nothing; leave it out.")
+
+    def settings(self) -> list["ContextSetting"]:
+        """What is measured, each once: every context with every `k`, size and seed that means something to it."""
+        plain = [ContextSetting("none")] if "none" in self.context else []
+        return plain + [
+            ContextSetting(context, k, size, seed)
+            for size in dict.fromkeys(self.pool_size or [None])
+            for seed in dict.fromkeys(self.pool_seed)
+            for context in dict.fromkeys(self.context)
+            if context != "none"
+            for k in ([1] if context == "copy" else dict.fromkeys(self.k))
+        ]
+
+
+@dataclass(frozen=True)
+class ContextSetting:
+    """What words are read with; None where it means nothing, and of `pool_size` for all entries."""
+
+    context: str
+    k: int | None = None
+    pool_size: int | None = None
+    pool_seed: int | None = None
 
 
 def evaluate_formulas(
@@ -190,22 +224,23 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
     folder = checkpoint_folder(arguments.model)
     task = _task(arguments, folder)
     _check_settings(arguments, task)
-    if task == "word":
-        from .evaluation_words import measure_words
-
-        rows, breakdowns = measure_words(arguments, folder)
-    else:
-        measure = _measure_classes if task == "classification" else _measure_formulas
-        rows, breakdowns = measure(arguments, folder)
-    return {
+    results = {
         "model": portable(arguments.model),
         "command": command,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS},
         "weights_sha256": weights_sha256(folder),
         "data_sha256": data_sha256(expand_path(arguments.data)),
-        "rows": rows,
-        "breakdowns": breakdowns,
     }
+    if task == "word" and len(arguments.settings()) > 1:
+        from .evaluation_sweeps import sweep_words
+
+        return sweep_words(arguments, folder, results)
+    if task == "word":
+        from .evaluation_words import measure_words as measure
+    else:
+        measure = _measure_classes if task == "classification" else _measure_formulas
+    rows, breakdowns = measure(arguments, folder)
+    return {**results, "rows": rows, "breakdowns": breakdowns}
 
 
 def _task(arguments: EvaluationArguments, folder: Path) -> str | None:
@@ -426,6 +461,10 @@ def write_json(path: str | Path, results: dict):
 def summary(results: dict) -> str:
     """The results as Markdown, for the terminal."""
     breakdowns = results["breakdowns"]
+    if "sweep" in breakdowns:
+        from .evaluation_sweeps import sweep_table
+
+        return sweep_table(results)
     lines = [metrics_table(results), ""]
     if "class" in breakdowns:
         lines += [class_table(results), ""]

@@ -17,7 +17,7 @@ import numpy as np
 from .context_pool import ContextPool, Example
 from .data.leaks import look_of, same_look
 from .data.readers import expand_path
-from .data.words import load_words
+from .data.words import Half, half_of, load_words
 from .pool_entries import check_text, open_crop, pixels_hash
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class NearestExamples:
     def search(self, images: Sequence, k: int = 2, keys=None, source: str | None = None) -> list[list[Example]]:
         """As `ContextPool.search`."""
         pictures = [open_crop(image, f"query {number}")[0] for number, image in enumerate(images)]
-        found = self._find(pictures, k, keys, source)
+        found = self.find(pictures, k, keys, source)
         for picture, examples in zip(pictures, found):
             own = look_of(picture)
             if alike := [example.id for example in examples if same_look(own, self._look(example))]:
@@ -92,7 +92,8 @@ class NearestExamples:
             self._looks[example.id] = look_of(example.image)
         return self._looks[example.id]
 
-    def _find(self, pictures: list, k: int, keys, source: str | None) -> list[list[Example]]:
+    def find(self, pictures: list, k: int, keys=None, source: str | None = None) -> list[list[Example]]:
+        """`search` of pictures that are open, without a look at what looks the same."""
         return self.pool.search(pictures, k, keys=keys, source=source)
 
 
@@ -106,7 +107,8 @@ class RandomExamples(NearestExamples):
         super().__init__(pool, seed)
         self.ids = sorted(pool.ids)
 
-    def _find(self, pictures: list, k: int, keys, source: str | None) -> list[list[Example]]:
+    def find(self, pictures: list, k: int, keys=None, source: str | None = None) -> list[list[Example]]:
+        """See `search`."""
         drawn = []
         for picture, own in zip(pictures, self.pool.same(pictures)):
             chance = np.random.default_rng([self.seed, int(pixels_hash(picture), 16)])
@@ -132,8 +134,9 @@ class WrongTexts(NearestExamples):
         if len({text.casefold() for text in self.texts}) == 1:
             raise ValueError(f"context 'wrong' needs different texts, but all entries of {pool!r} have the same.")
 
-    def _find(self, pictures: list, k: int, keys, source: str | None) -> list[list[Example]]:
-        found = super()._find(pictures, k, keys, source)
+    def find(self, pictures: list, k: int, keys=None, source: str | None = None) -> list[list[Example]]:
+        """See `search`."""
+        found = super().find(pictures, k, keys, source)
         return [[replace(example, text=self._wrong_text(example)) for example in examples] for examples in found]
 
     def _wrong_text(self, example: Example) -> str:
@@ -165,46 +168,68 @@ class OpenedPool:
         return hashlib.sha256("\n".join(sorted(self.pool.ids)).encode()).hexdigest()
 
 
-def open_pool(
-    path: str,
-    encode,
-    *,
-    split: str | None = None,
-    source: str | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    test: "Dataset | None" = None,
-) -> OpenedPool:
-    """A pool of `size` entries drawn by chance, without the words that are measured. Nothing on disk changes.
+class Pools:
+    """Pools without the words that are measured, out of one source of examples, which is read once.
 
     Args:
         path: folder or Hub id of a pool that was saved, or anything that `load_words` reads.
         encode: the model's encoder (`epigraph.encoder`).
-        split, source: of data, only these rows; a saved pool is taken as a whole.
-        size: how many entries; by default all. Of one seed, the smaller choice is part of the larger one.
+        split, source, half: of data, only these rows; a saved pool is taken as a whole.
         test: the words that are measured. Entries with exactly their pixels are not chosen.
 
     Raises:
-        ValueError: no pool, one of another model, one of which nothing is left, or too few entries.
+        ValueError: no pool or data, or a part of them that there is not.
         FileNotFoundError: there is nothing at `path`.
     """
-    folder = expand_path(path)
-    if folder.exists() and not (folder / "manifest.json").is_file():
-        pixels = set() if test is None else set(pixels_of(Contents(test))) - {None}
-        opened = _pool_of_rows(load_words(path, split, source), encode, pixels, size, seed)
-    elif split is not None or source is not None:
-        raise ValueError(f"{path}: a saved pool is taken as a whole; leave pool_split and pool_source out.")
-    else:
-        opened = _saved_pool(str(folder), encode, test, size, seed)
-    left, wanted = len(opened.pool), "" if size is None else f", of which {size} were to be chosen"
-    if opened.entries and (not left or (size is not None and left < size)):
-        raise ValueError(
-            f"{path}: {left} entries can be used{wanted}; of {opened.entries}, {opened.test_images} are test images "
-            f"and {opened.refused} cannot be entries."
-        )
-    if opened.test_images:
-        logger.warning("%s holds %d images that are measured; they are left out of it.", path, opened.test_images)
-    return opened
+
+    def __init__(
+        self,
+        path: str,
+        encode,
+        *,
+        split: str | None = None,
+        source: str | None = None,
+        half: Half | None = None,
+        test: "Dataset | None" = None,
+    ):
+        self.path, self.encode, self.test = path, encode, test
+        self.folder, self.rows = expand_path(path), None
+        if self.folder.exists() and not (self.folder / "manifest.json").is_file():
+            self.rows = half_of(load_words(path, split, source), half, path)
+            self.pixels = set() if test is None else set(pixels_of(Contents(test))) - {None}
+        elif (split, source, half) != (None, None, None):
+            raise ValueError(
+                f"{path}: a saved pool is taken as a whole; leave pool_split, pool_source and pool_half out."
+            )
+
+    def choose(self, size: int | None = None, seed: int = 0) -> OpenedPool:
+        """A pool of `size` entries drawn by chance, by default of all. Nothing on disk changes.
+
+        Of one seed, the smaller choice is part of the larger one.
+
+        Raises:
+            ValueError: a pool of another model, one of which nothing is left, or too few entries.
+        """
+        if self.rows is None:
+            opened = _saved_pool(str(self.folder), self.encode, self.test, size, seed)
+        else:
+            opened = _pool_of_rows(self.rows, self.encode, self.pixels, size, seed)
+        left, wanted = len(opened.pool), "" if size is None else f", of which {size} were to be chosen"
+        if opened.entries and (not left or (size is not None and left < size)):
+            raise ValueError(
+                f"{self.path}: {left} entries can be used{wanted}; of {opened.entries}, {opened.test_images} are test "
+                f"images and {opened.refused} cannot be entries."
+            )
+        if opened.test_images:
+            logger.warning(
+                "%s holds %d images that are measured; they are left out of it.", self.path, opened.test_images
+            )
+        return opened
+
+
+def open_pool(path: str, encode, *, size: int | None = None, seed: int = 0, **chosen) -> OpenedPool:
+    """One of `Pools`: see there for `chosen`, and `Pools.choose` for the rest."""
+    return Pools(path, encode, **chosen).choose(size, seed)
 
 
 def _saved_pool(path: str, encode, test: "Dataset | None", size: int | None, seed: int) -> OpenedPool:
@@ -248,4 +273,13 @@ def _order(count: int, size: int | None, seed: int):
     return range(count) if size is None else np.random.default_rng(seed).permutation(count)[:size]
 
 
-__all__ = ["Contents", "NearestExamples", "OpenedPool", "RandomExamples", "WrongTexts", "open_pool", "pixels_of"]
+__all__ = [
+    "Contents",
+    "NearestExamples",
+    "OpenedPool",
+    "Pools",
+    "RandomExamples",
+    "WrongTexts",
+    "open_pool",
+    "pixels_of",
+]

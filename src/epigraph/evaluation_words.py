@@ -16,8 +16,8 @@ from .cards import METRIC_NAMES, shown
 from .context_pool import ContextPool, Example
 from .data.protocols import DEFAULT_PROTOCOL, benchmark_subset, comparable_answer, comparable_label
 from .data.words import WordReport, keep_words, load_checked_words
-from .evaluation import EvaluationArguments, portable
-from .evaluation_pools import Contents, NearestExamples, OpenedPool, RandomExamples, WrongTexts, open_pool, pixels_of
+from .evaluation import ContextSetting, EvaluationArguments, portable
+from .evaluation_pools import Contents, NearestExamples, OpenedPool, Pools, RandomExamples, WrongTexts, pixels_of
 from .metrics import averages, left_out, word_breakdowns, word_metrics, word_rows
 from .reading import load, read_all
 from .reading_words import encoder
@@ -25,7 +25,7 @@ from .reading_words import encoder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CONTEXTS = {"none": None, "knn": NearestExamples, "random": RandomExamples, "wrong": WrongTexts, "copy": None}
+EXAMPLES = {"knn": NearestExamples, "random": RandomExamples, "wrong": WrongTexts, "copy": NearestExamples}
 
 
 @dataclass
@@ -75,7 +75,7 @@ def evaluate_words(
         ValueError: the data set is empty, the protocol leaves out all of it, or the pool does not fit the model.
     """
     contents, names = Contents(dataset), dataset["id"][:]
-    examples = None if context == "none" else (CONTEXTS[context] or NearestExamples)(pool, seed)
+    examples = None if context == "none" else EXAMPLES[context](pool, seed)
     if context == "copy":
         readings = list(_copied(contents, names, examples, progress))
     else:
@@ -107,42 +107,63 @@ def _copied(contents: Contents, names: list[str], examples: NearestExamples, pro
 
 def measure_words(arguments: EvaluationArguments, folder: Path) -> tuple[list[dict], dict]:
     """Rows and breakdowns of a model that reads words."""
-    dataset, report = load_checked_words(arguments.data, arguments.split, arguments.source, arguments.limit)
-    chosen = keep_words(dataset, arguments.only_alnum, arguments.min_length)
-    if not len(chosen):
-        raise ValueError(f"{arguments.data}: none of the {len(dataset)} words passes only_alnum and min_length.")
+    (setting,) = arguments.settings()
+    chosen, report, filtered = load_measured(arguments)
     model, processor = load(folder, "word", arguments.device, arguments.dtype)
     opened = None
-    if arguments.context != "none":
-        opened = open_pool(arguments.pool, encoder(model, processor), split=arguments.pool_split,
-                           source=arguments.pool_source, size=arguments.pool_size, seed=arguments.pool_seed,
-                           test=chosen)  # fmt: skip
+    if setting.context != "none":
+        opened = pools_of(arguments, encoder(model, processor), chosen).choose(setting.pool_size, setting.pool_seed)
     measured = evaluate_words(
         model,
         processor,
         chosen,
         protocol="standard",  # which leaves nothing out
-        context=arguments.context,
+        context=setting.context,
         pool=opened and opened.pool,
-        k=arguments.k,
+        k=setting.k or 0,
         gate=arguments.gate,
-        seed=arguments.pool_seed,
+        seed=setting.pool_seed or 0,
         batch_size=arguments.batch_size,
         progress=True,
         **({} if arguments.num_beams is None else {"num_beams": arguments.num_beams}),
     )
-    words = _Words(chosen, measured["readings"], measured["alike"], arguments)
-    breakdowns = words.breakdowns(report, len(dataset) - len(chosen))
+    words = _Words(chosen, measured["readings"], measured["alike"], arguments, setting)
+    breakdowns = words.breakdowns(report, filtered)
     if opened:
         breakdowns["context"] = words.context(opened)
     return words.rows(opened), breakdowns
 
 
+def load_measured(arguments: EvaluationArguments) -> tuple["Dataset", WordReport, int]:
+    """The words that are measured, what could not be used, and how many others the filters left out."""
+    dataset, report = load_checked_words(
+        arguments.data, arguments.split, arguments.source, arguments.limit, arguments.half
+    )
+    chosen = keep_words(dataset, arguments.only_alnum, arguments.min_length)
+    if not len(chosen):
+        raise ValueError(f"{arguments.data}: none of the {len(dataset)} words passes only_alnum and min_length.")
+    return chosen, report, len(dataset) - len(chosen)
+
+
+def pools_of(arguments: EvaluationArguments, encode, test: "Dataset") -> Pools:
+    """Where the examples come from."""
+    chosen = {"split": arguments.pool_split, "source": arguments.pool_source, "half": arguments.pool_half}
+    return Pools(arguments.pool, encode, test=test, **chosen)
+
+
 class _Words:
     """What was read, beside what there was to read."""
 
-    def __init__(self, dataset: "Dataset", readings: list, alike: list, arguments: EvaluationArguments):
+    def __init__(
+        self,
+        dataset: "Dataset",
+        readings: list,
+        alike: list,
+        arguments: EvaluationArguments,
+        setting: ContextSetting,
+    ):
         self.arguments, self.protocols = arguments, arguments.protocol or [DEFAULT_PROTOCOL]
+        self.setting = setting
         self.readings, self.alike, self.names = readings, alike, dataset["id"][:]
         self.answers, self.labels = [reading.text for reading in readings], dataset["text"][:]
         columns, name = dataset.column_names, Path(arguments.data).stem
@@ -153,10 +174,9 @@ class _Words:
 
     def rows(self, opened: OpenedPool | None) -> list[dict]:
         """One row for each protocol, source, split and metric."""
-        arguments, context = self.arguments, {"context": self.arguments.context}
+        context = {"context": self.setting.context}
         if opened:
-            context |= {"k": 1 if arguments.context == "copy" else arguments.k, "pool_size": len(opened.pool)}
-            context |= {"pool_seed": arguments.pool_seed}
+            context |= {"k": self.setting.k, "pool_size": len(opened.pool), "pool_seed": self.setting.pool_seed}
         return [
             row | ({"subset": subset} if (subset := self._subset(row)) else {}) | context
             for row in self._rows(self.answers)
@@ -190,6 +210,7 @@ class _Words:
             ],
             "data": {
                 "labels": given.labels,
+                "half": given.half,
                 "only_alnum": given.only_alnum,
                 "min_length": given.min_length,
                 "filtered": filtered,
@@ -215,14 +236,15 @@ class _Words:
         """What the examples were, and what they changed, under the first protocol."""
         given = self.arguments
         found = {
-            "mode": given.context,
-            "k": 1 if given.context == "copy" else given.k,
+            "mode": self.setting.context,
+            "k": self.setting.k,
             "gate": given.gate,
-            "seed": given.pool_seed,
+            "seed": self.setting.pool_seed,
             "pool": {
                 "path": portable(given.pool),
                 "split": given.pool_split,
                 "source": given.pool_source,
+                "half": given.pool_half,
                 "size": len(opened.pool),
                 "entries": opened.entries,
                 "test_images": opened.test_images,
@@ -231,7 +253,7 @@ class _Words:
                 "sha256": opened.sha256(),
             },
         }
-        if given.context != "copy":
+        if self.setting.context != "copy":
             found["plain"] = self._rows(self._plain())
         return found | self._compared(opened.pool)
 
@@ -257,7 +279,7 @@ class _Words:
         alike = np.array([bool(self.alike[number]) for number in kept], bool)
 
         def accuracy(which: np.ndarray) -> dict:
-            rates = {"word_accuracy": right} | ({} if self.arguments.context == "copy" else {"plain": before})
+            rates = {"word_accuracy": right} | ({} if self.setting.context == "copy" else {"plain": before})
             return {"n": int(which.sum()), **{name: _mean(values[which]) for name, values in rates.items()}}
 
         pairs = [f"{self.names[number]} and {', '.join(self.alike[number])}" for number in kept if self.alike[number]]
@@ -329,4 +351,4 @@ GROUPS = {
 }
 
 
-__all__ = ["CONTEXTS", "CopiedText", "evaluate_words", "measure_words", "summary_of_words"]
+__all__ = ["EXAMPLES", "CopiedText", "evaluate_words", "measure_words", "summary_of_words"]

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from .calibration import probabilities
 from .data.ink import Ink
 from .inputs import open_input, picture_of, to_image
 from .models.generation_e2str import E2STRContext
@@ -38,10 +39,12 @@ class WordCandidate:
 
     Attributes:
         text: what the word says.
-        score: probability in 0..1 that the model gives to the whole text, its end included: the product of the
-            probabilities of its tokens, whatever the search ranks by. 0 where `max_new_tokens` cut it off.
-        char_scores: probability of each character of `text`, in order. Of a decoder that writes pieces of words (OPT)
-            that of each piece.
+        score: probability in 0..1 that all of the text is right, by the checkpoint's `config.score_calibration`;
+            without one, and of its like for characters, what the model gives to it, its end included: the product of
+            the probabilities of its tokens, whatever the search ranks by. 0 where `max_new_tokens` cut it off. Of a
+            further candidate that the ones before it are wrong is a part of it.
+        char_scores: probability of each character of `text`, in order, by `config.char_score_calibration`. Of a
+            decoder that writes pieces of words (OPT) that of each piece.
     """
 
     text: str
@@ -197,12 +200,21 @@ def prepare(item, name: str) -> Image.Image:
 
 
 @dataclass
-class _Query:
-    """A word that is to be read with examples."""
+class Query:
+    """A word that was encoded and read without examples, and those that it is to be read with.
+
+    Attributes:
+        reading: what is filled in.
+        picture: the word as it was read.
+        key, latents: (width,) and (latents, width), see `encoder`.
+        examples: most similar first.
+    """
 
     reading: WordReading
+    picture: Image.Image
+    key: torch.Tensor
     latents: torch.Tensor
-    examples: list[Example]
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def context(self) -> tuple[tuple[str, str], ...]:
@@ -245,21 +257,13 @@ class WordReader:
         queries = []
         for start in range(0, len(inputs), batch_size):
             batch = inputs[start : start + batch_size]
-            unsure = self._read_plain(batch)
+            unsure = self._with_examples(self.read_plain(batch))
             queries += unsure
             yield len(batch) - len(unsure)
-        # Words with equal examples stand together, so that only the batch before can have read their context.
-        queries.sort(key=lambda query: query.context)
-        contexts = {}
-        for start in range(0, len(queries), batch_size):
-            batch = queries[start : start + batch_size]
-            contexts = self._contexts(batch, contexts)
-            latents = torch.stack([query.latents for query in batch])
-            self._generate([query.reading for query in batch], latents, [contexts[query.context] for query in batch])
-            yield len(batch)
+        yield from self.read_in_context(queries, batch_size)
 
-    def _read_plain(self, inputs: list[tuple[WordReading, object]]) -> list[_Query]:
-        """Read a batch without examples; returns those words that are to be read with some."""
+    def read_plain(self, inputs: list[tuple[WordReading, object]]) -> list[Query]:
+        """Read a batch without examples; returns those words that could be read."""
         readings, pictures = [], []
         for reading, item in inputs:
             try:
@@ -276,16 +280,35 @@ class WordReader:
         if self.explain:
             for reading, picture in zip(readings, pictures):
                 reading.image = picture
+        return [Query(*of) for of in zip(readings, pictures, keys, latents)]
+
+    def _with_examples(self, queries: list[Query]) -> list[Query]:
+        """Those words that are to be read with examples, which are searched here."""
         if self.pool is None:
             return []
-        for reading in readings:
-            reading.plain_text, reading.plain_score = reading.text, reading.score
-        unsure = [i for i, reading in enumerate(readings) if self.gate is None or reading.score < self.gate]
-        found = self.pool.search([pictures[i] for i in unsure], self.k, keys=keys[unsure]) if unsure else []
-        queries = [_Query(readings[i], latents[i], self._usable(examples)) for i, examples in zip(unsure, found)]
-        return [query for query in queries if query.examples]
+        for query in queries:
+            query.reading.plain_text, query.reading.plain_score = query.reading.text, query.reading.score
+        unsure = [query for query in queries if self.gate is None or query.reading.score < self.gate]
+        if not unsure:
+            return []
+        keys = torch.stack([query.key for query in unsure])
+        for query, examples in zip(unsure, self.pool.search([of.picture for of in unsure], self.k, keys=keys)):
+            query.examples = self.usable(examples)
+        return [query for query in unsure if query.examples]
 
-    def _usable(self, examples: list[Example]) -> list[Example]:
+    def read_in_context(self, queries: list[Query], batch_size: int) -> Iterator[int]:
+        """Read words again, each behind its examples, of which it has at least one; yields how many more are done."""
+        # Words with equal examples stand together, so that only the batch before can have read their context.
+        queries = sorted(queries, key=lambda query: query.context)
+        contexts = {}
+        for start in range(0, len(queries), batch_size):
+            batch = queries[start : start + batch_size]
+            contexts = self._contexts(batch, contexts)
+            latents = torch.stack([query.latents for query in batch])
+            self._generate([query.reading for query in batch], latents, [contexts[query.context] for query in batch])
+            yield len(batch)
+
+    def usable(self, examples: list[Example]) -> list[Example]:
         """Those that the tokenizer can write and that leave room for the reading, the most similar first."""
         usable, room = [], self.room
         for example in examples:
@@ -301,7 +324,7 @@ class WordReader:
             usable.append(example)
         return usable
 
-    def _contexts(self, queries: list[_Query], known: dict[tuple, E2STRContext]) -> dict[tuple, E2STRContext]:
+    def _contexts(self, queries: list[Query], known: dict[tuple, E2STRContext]) -> dict[tuple, E2STRContext]:
         """What the decoder remembers of the examples of a batch: each set once, and not again if it is known."""
         wanted = {query.context: query.examples for query in queries}
         contexts = {name: known[name] for name in wanted if name in known}
@@ -346,6 +369,11 @@ class WordReader:
             for candidate in (first, *sorted(others, key=lambda other: -other.score)):
                 by_text.setdefault(candidate.text, candidate)
             reading.n_best = list(by_text.values())
+            if self.model.config.score_calibration:  # the model's own probabilities are of one distribution
+                left = 1.0
+                for candidate in reading.n_best:
+                    candidate.score *= left
+                    left -= candidate.score
             reading.text, reading.score, reading.char_scores = first.text, first.score, first.char_scores
 
     def _candidate(self, tokens: list[int], log_probabilities: list[float]) -> WordCandidate:
@@ -354,7 +382,15 @@ class WordReader:
         length = tokens.index(end) if end in tokens else len(tokens)
         complete = sum(log_probabilities[: length + 1]) if length < len(tokens) else -math.inf
         text = self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        return WordCandidate(text, math.exp(complete), [math.exp(value) for value in log_probabilities[:length]])
+        config = self.model.config
+        (score,) = _calibrated([complete], config.score_calibration)
+        return WordCandidate(text, score, _calibrated(log_probabilities[:length], config.char_score_calibration))
 
 
-__all__ = ["UsedExample", "WordCandidate", "WordEncoder", "WordReader", "WordReading", "encoder", "open_pool"]
+def _calibrated(log_probabilities: list[float], calibration: dict | None) -> list[float]:
+    if calibration and log_probabilities:
+        return probabilities(log_probabilities, calibration).tolist()
+    return [math.exp(value) for value in log_probabilities]
+
+
+__all__ = ["Query", "UsedExample", "WordCandidate", "WordEncoder", "WordReader", "WordReading", "encoder", "open_pool"]

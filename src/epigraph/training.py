@@ -512,8 +512,9 @@ def train(model, loader, args: LoopArguments, evaluate=None, save_extra=None) ->
         FloatingPointError: the loss is not finite.
         OSError: a checkpoint or model could not be saved; what was saved before is intact.
     """
-    if getattr(getattr(model, "config", None), "score_calibration", None):
-        model.config.score_calibration = None  # fitted to the weights as they were
+    for name in ("score_calibration", "char_score_calibration"):  # fitted to the weights as they were
+        if getattr(getattr(model, "config", None), name, None):
+            setattr(model.config, name, None)
     run = _Run(model, args, save_extra)
     progress, accelerator = run.progress, run.accelerator
     hidden = not accelerator.is_main_process

@@ -1,5 +1,7 @@
 """E2STR configuration."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import OPTConfig, PreTrainedConfig, ViTConfig
 from transformers.activations import ACT2FN
@@ -79,6 +81,9 @@ class E2STRConfig(PreTrainedConfig):
             encoders that start at random; 0 for none, as in the official model, whose encoder comes from elsewhere.
         vision_post_layernorm: norm the image tokens after the last layer. The pinned version of the official code
             does, the ones before it did not.
+        score_calibration, char_score_calibration: `slope` and `intercept` of the logistic functions that turn the
+            log-probability of a reading, and of a character, into the probability that it is right, fitted by
+            scripts/calibrate.py. None for the model's own probabilities.
         image_token_id: token that stands where an image is.
         end_of_chunk_token_id: token that ends the text of an image, and so generation.
     """
@@ -102,6 +107,8 @@ class E2STRConfig(PreTrainedConfig):
     stem_blocks: int = 0
     ctc_loss_weight: float = 0.0
     vision_post_layernorm: bool = True
+    score_calibration: dict[str, float | int] | None = None
+    char_score_calibration: dict[str, float | int] | None = None
     image_token_id: int = 3
     end_of_chunk_token_id: int = 2
     initializer_range: float = 0.02
@@ -199,6 +206,13 @@ class E2STRConfig(PreTrainedConfig):
             raise ValueError(f"image_token_id {self.image_token_id} is that of padding or of the begin of sequence.")
         if self.image_token_id == self.end_of_chunk_token_id:
             raise ValueError(f"image_token_id and end_of_chunk_token_id are both {self.image_token_id}.")
+        for name in ("score_calibration", "char_score_calibration"):
+            if (numbers := getattr(self, name)) is None:
+                continue
+            if set(numbers) != {"slope", "intercept"} or not all(map(math.isfinite, numbers.values())):
+                raise ValueError(f"{name} must give a finite slope and intercept, not {numbers}.")
+            if not numbers["slope"] > 0:
+                raise ValueError(f"{name} must have a slope above 0, not {numbers['slope']}.")
 
 
 __all__ = ["E2STRConfig", "E2STRResamplerConfig"]
