@@ -132,9 +132,8 @@ def test_a_base_that_has_changed_since_is_named(taught, word_reader, tmp_path):
 
 def test_the_card_of_an_adapter_is_about_words(taught):
     card = cards.adapter_card("me/shop", "epigraph/e2str-small", results_of(taught), None)
-    assert (
-        'epigraph.read("word.png", model="me/shop")' in card and "| 2 held-out words | word accuracy | 1-NED |" in card
-    )
+    assert 'epigraph.read("word.png", model="me/shop")' in card
+    assert "| 2 held-out words | word accuracy | 1-NED |" in card
     assert "scene-text-recognition" in card and "latex" not in card
 
 

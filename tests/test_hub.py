@@ -402,28 +402,54 @@ ADAPTATION_RESULTS = {
 }  # fmt: skip
 
 
+def interval(value):
+    return {"value": value, "plus_minus": 0.01}
+
+
+def swept(context, k, size, value):
+    """A line of a sweep."""
+    entry = {"context": context, "k": k, "pool_size": size, "seeds": [0, 1], "n": 9, "word_accuracy": interval(value)}
+    new = {"n": 4, "word_accuracy": interval(0.5), "plain": interval(0.25), "gain": interval(0.25)}
+    return entry if context == "none" else {**entry, "gain": interval(value - 0.5), "label_not_in_pool": new}
+
+
+CONTEXT_RESULTS = {
+    "command": "python scripts/evaluate.py --model tiny-hme --context none knn copy",
+    "rows": [{"source": "shop", "split": "train", "protocol": "36"}],
+    "breakdowns": {
+        "sweep": {
+            "summary": [swept("none", None, None, 0.5), swept("knn", 2, 300, 0.75), swept("knn", 1, 300, 0.625),
+                        swept("knn", 2, 30, 0.6), swept("copy", 1, 300, 0.25), swept("copy", 1, 30, 0.2)]
+        }
+    },
+}  # fmt: skip
+
+
 def test_words_fill_their_blocks(published, tmp_path):
     model_dir, card, results = published
     weights = cards.weights_sha256(model_dir)
     filled = card.read_text()
-    for block, found in (("peers", PEERS_RESULTS), ("adaptation", ADAPTATION_RESULTS)):
+    measured = {"peers": PEERS_RESULTS, "context": CONTEXT_RESULTS, "adaptation": ADAPTATION_RESULTS}
+    for block, found in measured.items():
         filled = filled.replace("## Training", f"<!-- {block} -->\n<!-- /{block} -->\n\n## Training")
-        if block == "peers":
-            found = {**found, "readers": {**found["readers"], "tiny": {"weights_sha256": weights}}}
-        (tmp_path / f"tiny-hme.{block}.json").write_text(json.dumps({"weights_sha256": weights, **found}))
+        found = {**found, "weights_sha256": weights}
+        if block == "peers":  # its file is about several models
+            found = {**PEERS_RESULTS, "readers": {**found["readers"], "tiny": {"weights_sha256": weights}}}
+        (tmp_path / f"tiny-hme.{block}{'.shop' * (block == 'context')}.json").write_text(json.dumps(found))
     card.write_text(filled)
     blocks = cards.block_files("tiny-hme", tmp_path)
-    assert list(blocks) == ["peers", "adaptation"] and cards.results_files("tiny-hme", tmp_path) == [results]
+    assert list(blocks) == list(measured) and cards.results_files("tiny-hme", tmp_path) == [results]
     rendered = cards.render_card(card, [results], model_dir, blocks)
     assert "| shop | train | queries | 9 | 25.00 % | 75.00 % | 0.5000 | 0.0100 |" in rendered
     assert "tesseract (version 5.3)" in rendered and "rapidocr was left out: there is none" in rendered
     assert "| shop | LoRA | 9 | 300 | 62.50 % | +12.50 (+0.0 … +25.0) | 75.00 % | 50.00 % | 6.2 % | 61 |" in rendered
     assert "mean of 2 draws of the examples, seeds 0, 1" in rendered
-    for block, path in blocks.items():
-        of_others = json.loads(path.read_text().replace(weights, "1" * 64))
-        path.write_text(json.dumps(of_others))
-        with pytest.raises(ValueError, match=f"{block}.json were measured on other weights; run scripts/"):
-            cards.render_card(card, [results], model_dir, {block: path})
+    assert "| knn | 2 | 300 |" in rendered and "| copy | 1 | 300 |" in rendered and "| none |" in rendered
+    assert "| 30 |" not in rendered and "| knn | 1 |" not in rendered and CONTEXT_RESULTS["command"] in rendered
+    for block, (path,) in blocks.items():
+        path.write_text(path.read_text().replace(weights, "1" * 64))
+        with pytest.raises(ValueError, match=f"{path.name} were measured on other weights; run scripts/"):
+            cards.render_card(card, [results], model_dir, {block: [path]})
 
 
 def test_halves_of_words_stand_in_a_column(published):
@@ -440,12 +466,12 @@ def test_writers_fill_their_block_and_are_no_results_of_the_model(published, tmp
     writers = tmp_path / "tiny-hme.writers.json"
     writers.write_text(json.dumps(measured))
     assert writers not in cards.results_files("tiny-hme", tmp_path)
-    rendered = cards.render_card(card, [results], model_dir, {"writers": writers})
+    rendered = cards.render_card(card, [results], model_dir, {"writers": [writers]})
     assert "| 2 writers, 40 expressions |" in rendered and "| before | 25.00 % | 50.00 % |" in rendered
     assert "| LoRA | 30.00 % (-5.0 … +15.0) |" in rendered and "| 12.5 % | 14 | 40.00 % |" in rendered
     assert "python scripts/adapt_writers.py --model tiny-hme" in rendered
     assert {row.metric_type for row in ModelCard(rendered).data.eval_results} == {"exprate", "exprate_1"}
     writers.write_text(json.dumps({**measured, "weights_sha256": "1" * 64}))
     with pytest.raises(ValueError, match="writers.json were measured on other weights; run scripts/adapt_writers.py"):
-        cards.render_card(card, [results], model_dir, {"writers": writers})
+        cards.render_card(card, [results], model_dir, {"writers": [writers]})
     assert "writers, 40" not in cards.render_card(card, [results], model_dir)

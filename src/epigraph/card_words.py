@@ -1,5 +1,7 @@
 """What was measured of models that read words besides their results, as cards and the terminal show it."""
 
+import math
+
 from .cards import shown
 
 
@@ -70,4 +72,22 @@ def peers_section(results: dict) -> str:
     )
 
 
-__all__ = ["adaptation_section", "adaptation_table", "peers_section", "peers_table"]
+def context_section(results: dict) -> str:
+    """What a sweep of scripts/evaluate.py says of its largest pool and of two examples, with the command."""
+    from .evaluation_sweeps import sweep_table
+
+    summary = results["breakdowns"]["sweep"]["summary"]
+    sizes = [of["pool_size"] or math.inf for of in summary if of["context"] != "none"]
+    numbers = {of["k"] for of in summary if of["context"] not in ("none", "copy")}
+    k = min(numbers, key=lambda number: abs(number - 2), default=None)
+
+    def wanted(of: dict) -> bool:
+        in_pool = (of["pool_size"] or math.inf) == max(sizes, default=None)
+        return of["context"] == "none" or (in_pool and (of["context"] == "copy" or of["k"] == k))
+
+    chosen = [of for of in summary if wanted(of)]
+    table = sweep_table({**results, "breakdowns": {"sweep": {"summary": chosen}}})
+    return f"{table}\n\nProduced by\n\n```bash\n{results['command']}\n```"
+
+
+__all__ = ["adaptation_section", "adaptation_table", "context_section", "peers_section", "peers_table"]

@@ -4,8 +4,8 @@ A card has front matter in YAML and two empty blocks, `<!-- results -->` and `<!
 `model_cards/results/<name>.json` and from what lies in the model folder. No number is ever typed into a card. A model
 that was measured on several data sets has a file for each, the others named `<name>.<data>.json`; what was measured of
 other weights, earlier ones or an ablation's, lies beside them in `other` as `<name>.<which>.<data>.json`. What other
-scripts than scripts/evaluate.py measured stands in `<name>.<block>.json` and fills the block of that name, where a
-card has one (`BLOCKS`).
+scripts measured stands in `<name>.<block>.json` or `<name>.<block>.<data>.json` and fills the block of that name,
+where a card has one (`BLOCKS`).
 """
 
 import hashlib
@@ -295,28 +295,32 @@ def writers_section(results: dict) -> str:
     )
 
 
-def block_section(block: str, path: str | Path, weights: str) -> str:
-    """What fills the block from the file of this name; ValueError where it was measured on other weights."""
+def block_section(block: str, paths: list[str | Path], weights: str) -> str:
+    """What fills the block from these files; ValueError where one was measured on other weights."""
     from . import card_words
 
-    results = json.loads(Path(path).read_text(encoding="utf-8"))
-    known = {results.get("weights_sha256")} | {of.get("weights_sha256") for of in results.get("readers", {}).values()}
-    if weights not in known:
-        raise ValueError(f"the results {path} were measured on other weights; run {BLOCKS[block]} again")
-    return (writers_section if block == "writers" else getattr(card_words, f"{block}_section"))(results)
+    section = writers_section if block == "writers" else getattr(card_words, f"{block}_section")
+    sections = []
+    for path in paths:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {of.get("weights_sha256") for of in [results, *results.get("readers", {}).values()]}
+        if weights not in known:
+            raise ValueError(f"the results {path} were measured on other weights; run {BLOCKS[block]} again")
+        sections.append(section(results))
+    return "\n\n".join(sections)
 
 
 def results_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
     """What was measured of the model called `name`: `<name>.json` and any `<name>.<data>.json`."""
-    blocks = set(block_files(name, folder).values())
+    blocks = {path for paths in block_files(name, folder).values() for path in paths}
     others = sorted(path for path in Path(folder).glob(f"{name}.*.json") if path not in blocks)
     return [Path(folder) / f"{name}.json", *others]
 
 
-def block_files(name: str, folder: str | Path = "model_cards/results") -> dict[str, Path]:
-    """The files that fill blocks of the card of the model called `name`, by block; those that are there."""
-    paths = {block: Path(folder) / f"{name}.{block}.json" for block in BLOCKS}
-    return {block: path for block, path in paths.items() if path.is_file()}
+def block_files(name: str, folder: str | Path = "model_cards/results") -> dict[str, list[Path]]:
+    """What fills the blocks of a card, each from `<name>.<block>.json` and any `<name>.<block>.<data>.json`."""
+    found = {block: sorted(Path(folder).glob(f"{name}.{block}.*json")) for block in BLOCKS}
+    return {block: paths for block, paths in found.items() if paths}
 
 
 def other_files(name: str, folder: str | Path = "model_cards/results") -> list[Path]:
@@ -328,7 +332,7 @@ def render_card(
     card: str | Path,
     results: list[str | Path],
     model_dir: str | Path,
-    blocks: dict[str, str | Path] | None = None,
+    blocks: dict[str, list[str | Path]] | None = None,
     others: list[str | Path] = (),
 ) -> str:
     """The README.md of a model folder: the prose with its blocks filled, and front matter with a model index.
@@ -358,8 +362,8 @@ def render_card(
     curve = next((path.name for path in sorted(model_dir.glob("training_curve.*"))), None)
     for block in BLOCKS:
         if f"<!-- {block} -->" in rendered.text:
-            path = (blocks or {}).get(block)
-            rendered.text = fill(rendered.text, block, block_section(block, path, weights) if path else "")
+            section = block_section(block, (blocks or {}).get(block, []), weights)
+            rendered.text = fill(rendered.text, block, section)
     try:
         named = [(Path(path).name.split(".")[1], read_results(path)) for path in others]
         rendered.text = fill(rendered.text, "results", results_section([*measured.values()], named))

@@ -166,7 +166,7 @@ def push(
     files = {path.name: path for pattern in PUSHED for path in sorted(model_dir.glob(pattern))}
     files |= with_auto_map(model_dir, config, code_repo)
     files["README.md"] = readme.encode()
-    files |= {f"results/{path.name}": path for path in [*results, *blocks.values()]}
+    files |= {f"results/{path.name}": path for path in [*results, *sum(blocks.values(), [])]}
     if dry_run:
         return show(model_dir, repo_id, code_repo, files)
 
