@@ -14,14 +14,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 FONTS = Path("/usr/share/fonts/truetype")
 WORDS = ["market", "theatre", "Market", "street", "marine", "tea"]
-LETTERINGS = {"ordinary": "dejavu/DejaVuSans-Bold.ttf", "rounded": "aenigma/sequence.ttf", "discs": "aenigma/18holes.ttf"}
-PAINTS = [  # ink, ground
-    ("#fff7e0", "#7a1f1f"),
-    ("#20324a", "#e9dfc7"),
-    ("#f4d35e", "#1f3d36"),
-    ("#111111", "#d9d9d4"),
-    ("#ffffff", "#2b59a3"),
-    ("#5b2333", "#f2efe6"),
+LETTERINGS = {
+    "ordinary": "dejavu/DejaVuSans-Bold.ttf",
+    "rounded": "aenigma/sequence.ttf",
+    "discs": "aenigma/18holes.ttf",
+}
+SIGNS = [  # ink, ground, degrees
+    ("#fff7e0", "#7a1f1f", -3),
+    ("#20324a", "#e9dfc7", 2),
+    ("#f4d35e", "#1f3d36", 0),
+    ("#111111", "#d9d9d4", 3),
+    ("#ffffff", "#2b59a3", -2),
+    ("#5b2333", "#f2efe6", 1),
 ]
 HEIGHT, MARGIN = 72, 14  # pixels
 
@@ -43,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for lettering, font in LETTERINGS.items():
-        for number, (word, paint) in enumerate(zip(WORDS, PAINTS), start=1):
+        for number, (word, sign) in enumerate(zip(WORDS, SIGNS), start=1):
             path = arguments.output / f"{lettering}_{number}_{word}.png"
-            draw(word, arguments.fonts / font, *paint, angle=(-3, 2, 0, 3, -2, 1)[number - 1]).save(path, optimize=True)
+            draw(word, arguments.fonts / font, *sign).save(path, optimize=True)
             print(path)
 
 

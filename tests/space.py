@@ -38,8 +38,12 @@ def visit(browser, url: str, size: tuple[int, int]):
 
 
 @contextmanager
-def serve(folder: Path, space: Path = FOLDER, model: Path = ROOT / "checkpoints" / "comer-hme"):
-    """Copy the `space` into `folder`, run its app.py with the checkpoint `model`, give its address."""
+def serve(folder: Path, space: Path = FOLDER, model: Path = ROOT / "checkpoints" / "comer-hme", **variables: str):
+    """Copy the `space` into `folder`, run its app.py with the checkpoint `model`, give its address.
+
+    What it uploads and what else it writes for a while lies in `folder`, too. `variables` are of its environment.
+    """
+    (folder / "temporary").mkdir()
     shutil.copytree(space, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,6 +56,8 @@ def serve(folder: Path, space: Path = FOLDER, model: Path = ROOT / "checkpoints"
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(folder / "temporary"),
+        **variables,
     }
     log = folder / "log"
     with open(log, "w") as output:

@@ -92,7 +92,8 @@ def show_pool(visit: Visit | None, file: str | None) -> tuple:
         return shown(visit, str(error), wrong=True)
     finally:
         Path(file).unlink(missing_ok=True)
-    return shown(visit, f"{added} words came into your pool. {changes(visit)}")
+    came = "One word came" if added == 1 else f"{added} words came"
+    return shown(visit, f"{came} into your pool. {changes(visit)}")
 
 
 def show_number(visit: Visit | None, k: int) -> tuple:
@@ -109,8 +110,9 @@ def changes(visit: Visit) -> str:
         return ""
     first = [f"{word.before.text or 'nothing'} → {word.reading.text or 'nothing'}" for word in changed[:3]]
     count = f"{len(visit.words)} words were" if len(visit.words) > 1 else "One word was"
-    what = f"{len(changed)} changed: {', '.join(first)}{' …' if len(changed) > 3 else ''}" if changed else "none changed"
-    return f"{count} read anew; {what}."
+    if not changed:
+        return f"{count} read anew; none changed."
+    return f"{count} read anew; {len(changed)} changed: {', '.join(first)}{' …' if len(changed) > 3 else '.'}"
 
 
 # What buttons of the page do (`data-act`); each gives a sentence, or raises a ValueError that says what is wrong.
@@ -187,7 +189,7 @@ def save_pool(visit: Visit | None) -> str:
 
 
 def opened(visit: Visit, file: str | None, pool: str | None):
-    """The picture of a file, with the words of a pool in the visit's; what cannot be read is an error of the request."""
+    """The picture of a file; the words of a pool come into the visit's. What is wrong is an error of the request."""
     if not file:
         raise gr.Error("There is no file. Upload an image of a word.", print_exception=False)
     try:
@@ -275,7 +277,7 @@ with gr.Blocks(title="Word reader that learns", analytics_enabled=False, delete_
     )
     state = gr.State(time_to_live=2 * HOUR, delete_callback=lambda visit: visit and visit.close())
     with gr.Row(equal_height=False, elem_classes="columns"):
-        with gr.Column(min_width=320):
+        with gr.Column(elem_classes="in"):
             files = gr.File(
                 label="Pictures of words",
                 file_types=["image"],
@@ -283,14 +285,15 @@ with gr.Blocks(title="Word reader that learns", analytics_enabled=False, delete_
                 height=132,
                 elem_classes="pictures",
             )
-            words = gr.HTML(**PLAIN)
             gr.HTML(view.sources(EXAMPLES), **PLAIN)
-        with gr.Column(min_width=320):
-            answer = gr.HTML(view.NO_WORD, **script("fields.js"))
             number = gr.Slider(0, MOST_EXAMPLES, 2, step=1, label="Examples for each word")
-    pool = gr.HTML(view.pool(None), **PLAIN)
+        with gr.Column(elem_classes="out"):
+            words = gr.HTML(**PLAIN)
+            answer = gr.HTML(view.NO_WORD, **script("fields.js"))
+        with gr.Column(elem_classes="kept"):
+            pool = gr.HTML(view.pool(None), **PLAIN)
     pool_file = gr.UploadButton("Add from a file", file_types=[".zip"], elem_classes="pool-file")
-    message = gr.HTML(view.said(""), elem_classes="message", **PLAIN)
+    message = gr.HTML(view.said(""), elem_classes="message", **script("message.js"))
     desk = gr.HTML("", html_template="", **script("desk.js"))
     saver = gr.HTML("", html_template="", **script("saver.js"))
 

@@ -1,4 +1,4 @@
-"""What the page shows of a visit, as HTML without scripts. What is pressed says so in `data-act`, which desk.js hears."""
+"""What the page shows of a visit, as HTML without scripts. desk.js hears what is pressed, by its `data-act`."""
 
 import html
 from pathlib import Path
@@ -58,7 +58,7 @@ def words(visit: Visit) -> str:
     """The words of a visit as buttons, each with what it is read as and, where that changed, what it was."""
     if not visit.words:
         return ""
-    items = "".join(_word(visit, word) for word in reversed(visit.words))
+    items = "".join(_word(visit, word) for word in visit.words)
     return f"<h2 class=part>Your words</h2><ul class=words>{items}</ul>"
 
 
@@ -130,19 +130,23 @@ def _quoted(reading: WordReading, plain: bool = False) -> str:
 
 def _correction(visit: Visit, word: Word) -> str:
     """Buttons with the best readings, and a field for any other text; each makes the word an example."""
-    label = visit.label(word)
-    choices = [candidate for candidate in word.reading.n_best if candidate.text.strip() and candidate.text != label]
+    label, reading = visit.label(word), word.reading
+    # None where it is an example already: a second click would teach what has come under the pointer.
+    candidates = [] if label is not None else [one for one in reading.n_best if one.text.strip()]
     buttons = "".join(
-        f"<button type=button data-act=teach value='{html.escape(candidate.text)}'>{html.escape(candidate.text)} "
-        f"<small>{percent(candidate.score)}</small></button>"
-        for candidate in choices
+        f"<button type=button data-act=teach value='{html.escape(one.text)}'>{html.escape(one.text)} "
+        f"<small>{percent(one.score)}</small></button>"
+        for one in candidates
     )
-    text = html.escape(label or word.reading.text)
+    asks = "What does it say? The picture becomes an example in your pool, and all your words are read anew."
+    if label is not None:
+        asks = "If that is not what it says, correct it again."
     return (
-        "<form class=correction data-act=teach><p id=correction>What does it say? The picture becomes an example in "
-        f"your pool, and all your words are read anew.</p><div class=choices>{buttons}</div>"
-        f"<label>Something else<input name=value value='{text}' maxlength=48 autocomplete=off autocapitalize=off "
-        "spellcheck=false></label><button type=submit class=main>Correct</button></form>"
+        f"<form class=correction data-act=teach><p>{asks}</p>"
+        + (f"<div class=choices role=group aria-label='It says'>{buttons}</div>" if buttons else "")
+        + f"<label>{'Something else' if buttons else 'It says'}<input name=value maxlength=48 autocomplete=off "
+        f"value='{html.escape(label or reading.text)}' autocapitalize=off spellcheck=false></label>"
+        "<button type=submit class=main>Correct</button></form>"
     )
 
 
@@ -172,10 +176,11 @@ def pool(visit: Visit | None) -> str:
     )
     count = len(entries)
     number = "It is empty." if not count else f"{count} of {MOST_ENTRIES} words."
+    listed = f"<ul class=pool>{items}</ul>" if items else ""
     return (
         f"<h2 class=part>Your pool</h2><p class=soft>{number} {PRIVATE}</p><div class=tools>"
         f"{_tool('download', 'Download', not count)}{_tool('upload', 'Add from a file')}"
-        f"{_tool('undo', 'Undo', not (visit and visit.can_undo))}{_tool('clear', 'Empty it', not count)}</div>" + (f"<ul class=pool>{items}</ul>" if items else "")
+        f"{_tool('undo', 'Undo', not (visit and visit.can_undo))}{_tool('clear', 'Empty it', not count)}</div>{listed}"
     )
 
 

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from epigraph.context_pool import ContextPool
+from epigraph.inputs import open_input
+from epigraph.pool_entries import MAX_CROP_PIXELS
 from epigraph.pool_storage import HASH, MANIFEST, SHARD_NAME, read_manifest
 from epigraph.reading import WordReading, read_all
 from epigraph.reading_words import prepare
@@ -31,6 +33,7 @@ MOST_UNPACKED = 20_000_000  # bytes of an archive, as much as can be uploaded
 MOST_FILES = 1_000  # of an archive
 MOST_ROWS = 3_000  # of an archive, those that were removed included
 MOST_NAMES = 1_000_000  # bytes of an archive's manifest
+NAMES = ("id", "image", "text", "source")  # of a shard's columns, those that are looked at
 ROWS_AT_ONCE = 4  # a row of a forged file may be as large as the file
 MAX_SIDE = 512  # pixels; larger pictures are reduced: a word is read at 32 x 128
 LATENTS = 2**22  # bytes of memory that a pool keeps for its examples
@@ -128,35 +131,38 @@ def _entries(folder: Path) -> list[tuple[bytes, str, str]]:
         raise ValueError(str(error).replace(f"{folder}/", "its ")) from None
     if sum(shard.rows for shard in manifest.shards) > MOST_ROWS:
         raise ValueError(f"it has more than {MOST_ROWS:,} entries, and {MOST_ENTRIES} have room here")
-    found = {}
+    found, size = {}, 0
     for operation in manifest.operations:
         for gone in operation.removed:
             found.pop(gone, None)
         for shard in operation.shards:
             for row in _rows(folder / shard.file, shard.rows):
-                found.setdefault(row["id"], (row["image.bytes"], row["text"], row["source"]))
+                entry = row["image"]["bytes"], row["text"], row["source"]
+                size += sum(map(len, entry))
+                if size > MOST_UNPACKED or not HASH.fullmatch(row["id"]):
+                    raise ValueError("a shard has entries that no pool has")
+                found.setdefault(row["id"], entry)
+    if len(found) > MOST_ENTRIES:
+        raise ValueError(f"it has {len(found):,} entries, and {MOST_ENTRIES} have room here")
     return list(found.values())
 
 
 def _rows(path: Path, rows: int):
     """Of a shard. Keys are not looked at, and nothing is decompressed: a small file cannot become a large one."""
-    columns = ["id", "image.bytes", "text", "source"]
+    columns = {"id", "image.bytes", "image.path", "text", "source"}
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         meta = file.metadata
-        chunks = [
-            meta.row_group(group).column(column)
-            for group in range(meta.num_row_groups)
-            for column in range(meta.num_columns)
-        ]
-        chunks = [chunk for chunk in chunks if chunk.path_in_schema in columns]
-        if meta.num_rows != rows or {chunk.compression for chunk in chunks} - {"UNCOMPRESSED"}:
-            raise ValueError("a shard is not what its manifest says, or compressed")
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-            for row in batch.to_pylist():
-                row["image.bytes"] = row.pop("image")["bytes"]
-                if not (isinstance(row["image.bytes"], bytes) and HASH.fullmatch(row["id"])):
-                    raise ValueError("a shard has entries that no pool has")
-                yield row
+        numbers = [n for n in range(len(file.schema)) if file.schema.column(n).path.split(".")[0] in NAMES]
+        chunks = [meta.row_group(group).column(n) for group in range(meta.num_row_groups) for n in numbers]
+        if (
+            meta.num_rows != rows
+            or {file.schema.column(n).path for n in numbers} != columns
+            or any(file.schema.column(n).max_repetition_level for n in numbers)
+            or any(chunk.compression != "UNCOMPRESSED" for chunk in chunks)
+        ):
+            raise ValueError("a shard is not what its manifest says, or not as pools are saved")
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(NAMES)):
+            yield from batch.to_pylist()
 
 
 # ------------------------------------------------------------------------------------------------------------- visits
@@ -197,7 +203,7 @@ class Visit:
         encode: `epigraph.encoder` of these.
 
     Attributes:
-        words: the last `MOST_WORDS`, in the order in which they came.
+        words: the last `MOST_WORDS`, those that came together in their order, the latest first.
         chosen: the word that is looked at, None where there is none.
         pool: the examples.
         k: how many examples a word is read with.
@@ -239,10 +245,10 @@ class Visit:
         """Read names and pictures, and choose the first of them."""
         new = [Word(next(self._numbers), name, picture) for name, picture in pictures]
         self._read(new)
-        self.words = (self.words + new)[-MOST_WORDS:]
+        self.words = (new + self.words)[:MOST_WORDS]
         self.chosen = new[0] if new else self.chosen
         if self.chosen not in self.words:
-            self.chosen = self.words[-1] if self.words else None
+            self.chosen = self.words[0] if self.words else None
 
     def read_anew(self) -> list[Word]:
         """Read all words with the pool as it is now; those that say something else than before."""
@@ -308,7 +314,11 @@ class Visit:
                 self.processor.text_ids(text.strip())
             except ValueError as error:
                 raise ValueError(f"This model cannot write {error}") from None
-        picture = picture_of(image, f"entry {number + 1}")
+        name = f"entry {number + 1}"
+        opened = open_input(image, name)  # not decoded yet
+        if isinstance(opened, Image.Image) and opened.width * opened.height > MAX_CROP_PIXELS:
+            raise ValueError(f"{name}: {opened.width} x {opened.height} pixels are more than a pool has.")
+        picture = picture_of(image, name)
         as_it_is = image.startswith(b"\xff\xd8") and len(image) < LARGE and max(picture.size) < MAX_SIDE
         return image if as_it_is else encoded(picture), text, picture
 

@@ -1,0 +1,783 @@
+"""The Space of scene text: a visit and its pool, the API, the page in a browser, the card. One server for all of it."""
+
+import importlib.util
+import io
+import json
+import re
+import sys
+import time
+import tomllib
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import space
+from huggingface_hub import RepoCard, SpaceCardData
+from packaging.requirements import Requirement
+from PIL import Image
+from space import DESKTOP, PHONE
+from typer.testing import CliRunner
+from word_drawings import MEANINGS, draw
+
+import epigraph
+from epigraph import reading
+from epigraph.context_pool import ContextPool
+from epigraph_cli import app as command
+
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "spaces" / "scene-text"
+EXAMPLES = sorted((FOLDER / "examples").glob("*.png"))
+SIBLINGS = ("SIGN", 0), ("SIGN", 7)
+
+
+def module(name, called):
+    """A module of the Space's folder; as `called`, since view.py imports visit and other Spaces have a view, too."""
+    spec = importlib.util.spec_from_file_location(called, FOLDER / f"{name}.py")
+    found = sys.modules[called] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+visits = module("visit", "visit")
+view = module("view", "scene_text_view")
+
+
+def bytes_of(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def other(meaning):
+    return MEANINGS[1 - MEANINGS.index(meaning)]
+
+
+# --------------------------------------------------------------------------------------------------------------- visit
+
+
+@pytest.fixture(scope="module")
+def loaded(word_reader):
+    return reading.load(word_reader)
+
+
+@pytest.fixture(scope="module")
+def encode(loaded):
+    return epigraph.encoder(*loaded)
+
+
+@pytest.fixture
+def visit(loaded, encode):
+    visit = visits.Visit(*loaded, encode)
+    yield visit
+    visit.close()
+
+
+def show(visit, *drawings):
+    """Let the visit read drawings, as if they were uploaded."""
+    visit.read([(f"{word}.png", visits.picture_of(bytes_of(draw(word, variant)), word)) for word, variant in drawings])
+    return visit.words
+
+
+def test_a_correction_changes_how_its_like_is_read(visit):
+    first, second = show(visit, *SIBLINGS)
+    assert visit.chosen is first and first.reading.text == second.reading.text and second.reading.score < 0.7
+    right = other(first.reading.text)
+    assert visit.teach(first, f" {right} ") and visit.label(first) == right and visit.label(second) is None
+    wrong = first.reading.text
+    assert second in visit.read_anew() and second.before.text == wrong
+    assert second.reading.text == right and second.reading.score > 0.9 and second.reading.plain_text == wrong
+    assert [example.text for example in second.reading.examples] == [right]
+    assert first.reading.examples == [] and first.reading.text == wrong, "no word is its own example"
+    assert visit.read_anew() == [] and second.before is None
+    assert not visit.teach(first, right), "it stands there already"
+    assert visit.teach(second, wrong) and sorted(visit.pool.texts) == sorted(MEANINGS)
+    assert visit.teach(second, right) and visit.pool.texts == [right, right], "a correction takes the former's place"
+
+
+def test_changes_of_the_pool_are_taken_back_one_by_one(visit):
+    sign, cat = show(visit, ("SIGN", 0), ("cat", 0))
+    assert not visit.can_undo
+    visit.teach(sign, "ab")
+    visit.teach(cat, "cat")
+    visit.teach(sign, "XY")
+    assert [text for _, text, _ in visit.entries] == ["cat", "XY"]
+    assert all(thumbnail.startswith("data:image/jpeg;base64,") for *_, thumbnail in visit.entries)
+    visit.undo()
+    assert sorted(visit.pool.texts) == ["ab", "cat"]
+    visit.remove(visit.pool.ids[0])
+    visit.clear()
+    assert visit.entries == []
+    visit.undo()
+    visit.undo()
+    assert sorted(visit.pool.texts) == ["ab", "cat"] and len(visit.entries) == 2
+    visit.undo()
+    visit.undo()
+    assert not visit.can_undo and visit.entries == []
+    visit.undo()
+    with pytest.raises(KeyError):
+        visit.remove("0" * 16)
+    visit.clear()
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "needs the word"),
+        (" ", "needs the word"),
+        ("x" * 49, "at most 48"),
+        ("straße", "'ß'"),
+        ("a\x07b", "alphabet"),
+    ],
+)
+def test_what_no_example_can_say_is_refused_and_nothing_changes(visit, text, reason):
+    (word,) = show(visit, ("cat", 0))
+    with pytest.raises(ValueError, match=reason):
+        visit.teach(word, text)
+    assert visit.entries == [] and not visit.can_undo and visit.label(word) is None
+
+
+def test_a_visit_is_bounded(visit, monkeypatch):
+    monkeypatch.setattr(visits, "MOST_WORDS", 3)
+    show(visit, ("SIGN", 0))
+    show(visit, ("cat", 0), ("Exit", 0), ("42", 0), ("No!", 0))
+    assert [word.reading.text for word in visit.words] == ["cat", "Exit", "42"] and visit.chosen is visit.words[0]
+
+    monkeypatch.setattr(visits, "MOST_ENTRIES", 2)
+    for word in visit.words[:2]:
+        visit.teach(word, "ab")
+    before = visit.pool.ids
+    with pytest.raises(ValueError, match="room for 2 words"):
+        visit.teach(visit.words[2], "ab")
+    assert visit.pool.ids == before and ContextPool.load(visit.folder).ids == before
+    assert visit.teach(visit.words[0], "XY"), "a correction needs no more room"
+    monkeypatch.setattr(visits, "MOST_ENTRIES", 9)
+    monkeypatch.setattr(visits, "MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="room for 0 MB"):
+        visit.teach(visit.words[2], "ab")
+    assert len(visit.pool) == 2
+
+
+def test_what_was_removed_does_not_fill_the_disk(visit, monkeypatch):
+    (word,) = show(visit, ("cat", 0))
+    for text in "abcdefgh":
+        visit.teach(word, text)
+    kept = sum(path.stat().st_size for path in visit.folder.iterdir())
+    monkeypatch.setattr(visits, "MOST_ON_DISK", kept)
+    visit.teach(word, "cat")
+    assert sum(path.stat().st_size for path in visit.folder.iterdir()) < kept / 2
+    assert visit.pool.texts == ["cat"] and not visit.can_undo and len(list(visit.folder.glob("shard-*"))) == 1
+
+
+def test_pictures_are_kept_small(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 3000, 3), dtype=np.uint8))
+    assert visits.picture_of(bytes_of(noise), "noise").size == (512, 154)
+    small = visits.picture_of(bytes_of(draw("cat")), "cat")
+    assert np.array_equal(np.asarray(small), np.asarray(draw("cat").convert("RGB"))), "small ones as they are"
+    (tmp_path / "notes.png").write_text("no picture")
+    with pytest.raises(ValueError, match="^mine: not an image"):
+        visits.picture_of(tmp_path / "notes.png", "mine")
+    with pytest.raises(ValueError, match="^strokes: ink"):
+        visits.picture_of(b"[[[0, 0], [9, 9]]]", "strokes")
+
+
+def test_closing_a_visit_deletes_its_pool(loaded, encode):
+    visit = visits.Visit(*loaded, encode)
+    visit.teach(show(visit, ("cat", 0))[0], "cat")
+    folder = visit.folder
+    assert list(folder.glob("shard-*"))
+    visit.close()
+    assert not folder.exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ archives
+
+
+def archive(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def members_of(content):
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+@pytest.fixture
+def saved(visit):
+    """The download of a pool with two words, and one that was removed."""
+    sign, cat, exit = show(visit, ("SIGN", 0), ("cat", 0), ("Exit", 0))
+    for word, text in ((sign, "XY"), (exit, "Exit"), (cat, "cat")):
+        visit.teach(word, text)
+    visit.remove(visit.pool.ids[1])
+    return visits.packed(visit.folder)
+
+
+def test_a_download_is_a_pool_of_the_command(saved, visit, tmp_path):
+    members = members_of(saved)
+    assert all(re.fullmatch(r"pool/(manifest\.json|shard-[0-9a-f]{32}\.parquet)", name) for name in members)
+    assert bytes_of(draw("Exit").convert("RGB")) not in b"".join(members.values()), "removed words are not in it"
+    assert visit.can_undo and len(visit.pool) == 2, "packing changes nothing"
+    zipfile.ZipFile(io.BytesIO(saved)).extractall(tmp_path)
+    done = CliRunner().invoke(command, ["pool", "list", str(tmp_path / "pool")])
+    assert done.exit_code == 0, done.output
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["XY", "cat"]
+
+
+def test_a_download_comes_back_into_another_visit(saved, loaded, encode, tmp_path):
+    (tmp_path / "mine.zip").write_bytes(saved)
+    entries = visits.unpacked(tmp_path / "mine.zip", "mine.zip")
+    assert [(text, source) for _, text, source in entries] == [("XY", "corrected"), ("cat", "corrected")]
+    visit = visits.Visit(*loaded, encode)
+    (sign,) = show(visit, ("SIGN", 7))
+    assert visit.add(entries) == 2 and visit.add(entries) == 0
+    visit.read_anew()
+    assert sign.reading.text == "XY" and sign.reading.examples[0].text == "XY" and len(visit.entries) == 2
+    visit.undo()
+    assert visit.entries == []
+    visit.close()
+
+
+def test_a_pool_of_another_model_with_several_sources_is_taken(visit, tmp_path):
+    def strange(images):
+        return np.stack([np.full(7, 1 + image.width, np.float32) for image in images]), np.zeros((len(images), 2, 7))
+
+    pool = ContextPool(strange)
+    pool.add([draw("SIGN", 2)], ["ab"], "street")
+    pool.add([draw("cat"), draw("42")], ["cat", "42"], "shop")
+    photo = bytes_of(draw("Exit").convert("RGB"), "JPEG")
+    pool.add([photo], ["Exit"], "street")
+    pool.remove(pool.ids[2])
+    pool.save(tmp_path / "pool")
+    path = archive(tmp_path / "pool.zip", {f.name: f.read_bytes() for f in (tmp_path / "pool").iterdir()})
+    entries = visits.unpacked(path, "pool.zip")
+    assert [text for _, text, _ in entries] == ["ab", "cat", "Exit"]
+    assert visit.add(entries) == 3 and visit.pool.sources() == {"street": 2, "shop": 1}
+    assert [image for image, *_ in visits.unpacked(path, "") if image == photo], "a JPEG stays the one it was"
+    visit.undo()
+    assert visit.entries == [], "an upload is one change"
+
+
+def test_a_bad_entry_leaves_the_pool_as_it_was(visit):
+    visit.teach(show(visit, ("cat", 0))[0], "cat")
+    good, again = bytes_of(draw("42")), bytes_of(draw("cat"))
+    for bad in ((good, "42", "a"), (b"no image", "x", "b")), ((good, "42", "b"), (good, "43", "b")):
+        with pytest.raises(ValueError):
+            visit.add([(again, "dog", "a"), *bad])
+        assert visit.pool.texts == ["cat"] and ContextPool.load(visit.folder).texts == ["cat"]
+
+
+def shard(members):
+    (name,) = (name for name in members if name.endswith(".parquet"))
+    table = pq.read_table(io.BytesIO(members[name]))
+
+    def put(table, **options):
+        file = io.BytesIO()
+        pq.write_table(table, file, **{"compression": "none", **options})
+        return {**members, name: file.getvalue()}
+
+    return name, table, put
+
+
+def forged(members):
+    """Archives that no pool is saved as, each with what is said of it."""
+    name, table, put = shard(members)
+    manifest = json.loads(members["pool/manifest.json"])
+    long = pa.array(["x" * 2_000] * len(table))
+    huge = [{"bytes": b"x" * 11_000_000, "path": None}] * len(table)  # which is written once
+    many = json.loads(members["pool/manifest.json"])
+    many["operations"][0]["shards"][0]["rows"] = 10_000
+    strange = table.set_column(table.schema.get_field_index("id"), "id", pa.array(["../../x"] * len(table)))
+    yield {}, "no manifest.json"
+    yield {"notes.txt": b"x"}, "no manifest.json"
+    yield {**members, "pool/manifest.json": b"{"}, "manifest.json is damaged"
+    yield {**members, "pool/manifest.json": b"[]"}, "manifest.json is damaged"
+    yield {**members, "pool/manifest.json": b" " * 1_000_001}, "larger than 1,000,000"
+    yield {**members, "other/manifest.json": members["pool/manifest.json"]}, "several pools"
+    yield {"pool/manifest.json": members["pool/manifest.json"]}, "damaged"
+    yield {**members, name: members[name][:-50]}, "damaged"
+    yield {**members, name: b"PAR1" * 20}, "damaged"
+    yield {**members, "pool/manifest.json": json.dumps(many).encode()}, "not what its manifest says|more than 3,000"
+    yield put(table.slice(0, 1)), "not what its manifest says"
+    for odd in (
+        put(table, compression="zstd"),
+        put(table.drop_columns("text")),
+        put(table.append_column("text", pa.array([["a"] * 9] * len(table)))),
+        put(table.set_column(0, "id", pa.array([["a"] * 9] * len(table)))),
+    ):
+        yield odd, "not as pools are saved"
+    repeated = put(
+        table.set_column(table.schema.get_field_index("image"), "image", pa.array(huge)), use_dictionary=True
+    )
+    yield repeated, "no pool has"
+    yield put(strange), "no pool has"
+    yield put(table.set_column(table.schema.get_field_index("text"), "text", long)), "at most 48"
+    yield {**members, **{f"{n}.bin": b"" for n in range(1000)}}, "more than 1,000 files"
+    yield {**members, "pad.bin": b"\0" * 20_000_001}, "or 20 MB"
+    for change in ({"width": -1}, {"operations": 3}, {"format": 99}):
+        yield {**members, "pool/manifest.json": json.dumps({**manifest, **change}).encode()}, "manifest.json"
+
+
+def test_forged_archives_are_refused_by_name(saved, visit, tmp_path):
+    before, cases = visit.pool.ids, list(forged(members_of(saved)))
+    for number, (members, reason) in enumerate(cases):
+        path = archive(tmp_path / f"{number}.zip", members, zipfile.ZIP_DEFLATED)
+        with pytest.raises(ValueError, match=reason) as caught:
+            visit.add(visits.unpacked(path, path.name))
+        assert str(tmp_path) not in str(caught.value) and "epigraph-visit" not in str(caught.value)
+        if reason != "at most 48":
+            assert str(caught.value).startswith(f"{number}.zip: "), caught.value
+    for content in (b"", b"no archive", saved[:-30], saved.replace(b"PK\x01\x02", b"PK\x01\x03")):
+        (tmp_path / "torn.zip").write_bytes(content)
+        with pytest.raises(ValueError, match="^torn.zip: "):
+            visits.unpacked(tmp_path / "torn.zip", "torn.zip")
+    assert visit.pool.ids == before and len(cases) >= 20
+
+
+def test_names_in_an_archive_lead_nowhere_else(saved, tmp_path):
+    members = {name.replace("pool/", "../../"): content for name, content in members_of(saved).items()}
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    path = archive(inside / "x.zip", {**members, "../../evil.txt": b"x", "/tmp/epigraph-evil.txt": b"x"})
+    assert [text for _, text, _ in visits.unpacked(path, "x.zip")] == ["XY", "cat"]
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, path]) and not Path("/tmp/epigraph-evil.txt").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- view
+
+
+def test_words_and_names_are_text_and_not_html(visit):
+    show(visit, ("cat", 0))
+    word = visit.words[0]
+    word.name = word.reading.text = "<b>'\"&"
+    word.reading.char_scores = [0.5] * len(word.reading.text)
+    word.reading.n_best[0].text = "<i>'\""
+    for page in (view.words(visit), view.answer(visit), view.said("<b>"), view.said("<b>", wrong=True)):
+        assert "<b>'" not in page and "<i>'" not in page and "&lt;b&gt;" in page
+    visit.teach(word, "<u>'\"")
+    assert "<u>" not in view.words(visit) + view.answer(visit) + view.pool(visit)
+    assert "&lt;u&gt;&#x27;&quot;" in view.pool(visit)
+
+
+def test_characters_have_bars_where_each_has_a_probability(visit):
+    show(visit, ("Exit", 0))
+    found = visit.words[0].reading
+    found.text, found.char_scores = "E t", [0.999, 0.2, 0.75]
+    bars = re.findall(
+        r"<li class=(\w+) style='--sure: ([\d.]+)'><i></i><b>(.+?)</b><span>(.+?)</span>", view.answer(visit)
+    )
+    assert bars == [("sure", "0.999", "E", "> 99 %"), ("unsure", "0.200", "␣", "20 %"), ("sure", "0.750", "t", "75 %")]
+    found.char_scores = [0.9]  # of pieces of words
+    assert "<ol class=chars" not in view.answer(visit)
+    found.text, found.char_scores = "", []
+    assert "<i>nothing</i>" in view.answer(visit) and ">nothing<" in view.words(visit)
+
+
+def test_no_probability_is_rounded_to_certainty():
+    assert [view.percent(score) for score in (0, 0.001, 0.25, 0.994, 0.999, 1)] == [
+        "0 %", "< 1 %", "25 %", "99 %", "> 99 %", "100 %",
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------------- API
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where the server runs, and writes what it writes."""
+    return tmp_path_factory.mktemp("space")
+
+
+@pytest.fixture(scope="module")
+def url(home, word_reader):
+    if find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    # gradio keeps what belongs to a visit for an hour after the page was closed; so set, for a second.
+    with space.serve(home, FOLDER, word_reader, GRADIO_IS_E2E_TEST="1") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    from gradio_client import Client
+
+    return Client(url, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Paths of drawings by name: sign, twin (another picture of it), cat, exit, and notes, which is no image."""
+    folder = tmp_path_factory.mktemp("words")
+    for name, drawing in {"sign": SIBLINGS[0], "twin": SIBLINGS[1], "cat": ("cat", 0), "exit": ("Exit", 0)}.items():
+        draw(*drawing).save(folder / f"{name}.png")
+    (folder / "notes.png").write_text("no picture")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+def ask(client, path, pool=None, k=2):
+    from gradio_client import handle_file
+
+    return client.predict(handle_file(path), pool and handle_file(pool), k, api_name="/read_file")
+
+
+def add(client, path, text, pool=None):
+    from gradio_client import handle_file
+
+    return client.predict(handle_file(path), text, pool and handle_file(pool), api_name="/add_to_pool")
+
+
+def refusal(call):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_endpoints_are_documented(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(endpoints) == {"/read_file", "/add_to_pool"}
+    assert "word in an image" in endpoints["/read_file"]["description"]
+    for document in (FOLDER / "README.md", ROOT / "docs" / "space.md"):
+        assert all(f"`{name}`" in document.read_text() for name in endpoints), document
+
+
+def test_the_api_reads_as_the_package_does(client, files, loaded, encode, tmp_path):
+    model, processor = loaded
+    answer = ask(client, files["exit"])
+    expected = epigraph.read(files["exit"], model, processor=processor, n_best=4)
+    assert answer["text"] == "Exit" == answer["plain_text"] and answer["examples"] == []
+    assert answer["score"] == pytest.approx(expected.score, abs=1e-4) and not answer["doubtful"]
+    assert answer["char_scores"] == pytest.approx(expected.char_scores, abs=1e-4) and len(answer["char_scores"]) == 4
+    assert [other["text"] for other in answer["n_best"]] == [other.text for other in expected.n_best]
+
+    wrong = ask(client, files["twin"])["text"]
+    pool = add(client, files["sign"], other(wrong))
+    pool = add(client, files["cat"], "cat", pool)
+    zipfile.ZipFile(pool).extractall(tmp_path)
+    opened = ContextPool.load(tmp_path / "pool", encode)
+    assert sorted(opened.texts) == sorted([other(wrong), "cat"])
+    answer = ask(client, files["twin"], pool)
+    expected = epigraph.read(files["twin"], model, processor=processor, pool=opened)
+    assert answer["text"] == other(wrong) == expected.text and answer["plain_text"] == wrong
+    assert [(used["text"], used["similarity"]) for used in answer["examples"]] == [
+        (used.text, pytest.approx(used.similarity, abs=1e-4)) for used in expected.examples
+    ]
+    assert ask(client, files["twin"], pool, k=0)["text"] == wrong
+    assert len(ask(client, files["sign"], pool)["examples"]) == 1, "a word is never its own example"
+    corrected = add(client, files["sign"], wrong, pool)
+    assert ask(client, files["twin"], corrected)["text"] == wrong
+
+
+def test_what_cannot_be_read_or_added_is_an_error_that_says_why(client, files, tmp_path):
+    message = refusal(lambda: ask(client, files["notes"]))
+    assert message.startswith("notes.png: not an image")
+    assert refusal(lambda: ask(client, files["cat"], files["notes"])).startswith("notes.png: no zip archive")
+    for text, reason in (("", "needs the word"), ("x" * 49, "at most 48"), ("straße", "'ß'")):
+        assert reason in refusal(lambda text=text: add(client, files["cat"], text))
+    for k in (-1, 9, None):
+        assert "0 to 8" in refusal(lambda k=k: ask(client, files["cat"], k=k))
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    assert "81,000,000" in refusal(lambda: ask(client, tmp_path / "large.png"))
+    assert ask(client, files["cat"])["text"] == "cat"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "app.py", "meta": {"_type": "gradio.FileData"}},
+        "/etc/passwd",
+        {"path": "http://127.0.0.1:9/word.png", "meta": {"_type": "gradio.FileData"}},
+    ],
+    ids=["absolute", "relative", "string", "address inside"],
+)
+def test_files_of_the_server_are_not_read(url, client, files, file, place):
+    import httpx
+
+    with open(files["cat"], "rb") as content:
+        (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("cat.png", content)}).json()
+    sound = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    data = [file, None, 2] if place == 0 else [sound, file, 2]
+    event = httpx.post(f"{url}/gradio_api/call/read_file", json={"data": data}, timeout=60)
+    answer = event.text
+    if event.status_code == 200:
+        answer = httpx.get(f"{url}/gradio_api/call/read_file/{event.json()['event_id']}", timeout=60).text
+    assert "event: error" in answer and "root:" not in answer and '"text"' not in answer
+    assert "passwd: " not in answer and "app.py: " not in answer, "it got as far as the reader"
+
+
+# ---------------------------------------------------------------------------------------------------------------- page
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def page(request, browser, url):
+    """The page, ready."""
+    with space.visit(browser, url, request.param) as page:
+        ready(page)
+        yield page
+
+
+def ready(page):
+    page.locator(".answer").wait_for()
+    page.locator(".pictures input[type=file]").wait_for(state="attached")
+    page.wait_for_timeout(500)  # its scripts run
+
+
+def upload(page, *paths):
+    before = page.locator(".words button").count()
+    page.locator(".pictures input[type=file]").set_input_files(list(paths))
+    page.wait_for_function("n => document.querySelectorAll('.words button').length === n", arg=before + len(paths))
+
+
+def wait_for(page, selector, text):
+    page.wait_for_function(
+        "([selector, text]) => document.querySelector(selector)?.textContent.includes(text)", arg=[selector, text]
+    )
+
+
+def shown_text(page):
+    return page.locator(".answer .text").inner_text()
+
+
+def teach(page, text):
+    page.locator(".correction input").fill(text)
+    page.get_by_role("button", name="Correct").click()
+    wait_for(page, ".message", f"{text} is in your pool now.")
+
+
+@pytest.mark.browser
+def test_read_correct_and_read_a_sibling_better(page, files):
+    upload(page, files["sign"])
+    wrong = shown_text(page)
+    assert wrong in MEANINGS and [bar.split("\n")[0] for bar in page.locator(".chars li").all_inner_texts()] == [*wrong]
+    wait_for(page, ".used", "Since your pool is empty.")
+    right = other(wrong)
+    page.locator(".choices button").filter(has_text=re.compile(rf"^{right}\b")).click()  # one click corrects
+    wait_for(page, ".message", f"{right} is in your pool now. One word was read anew; none changed.")
+    wait_for(page, ".pool li", right)
+    assert shown_text(page) == wrong, "no word is its own example"
+    assert page.locator(".choices button").count() == 0
+    wait_for(page, ".words button", right)
+
+    upload(page, files["twin"])
+    assert shown_text(page) == right and "Probably right" in page.locator(".confidence").inner_text()
+    assert f"Without examples: {wrong}" in page.locator(".facts").inner_text()
+    assert page.locator(".used li b").all_inner_texts() == [right]
+    assert page.locator(".used li img").count() == 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_a_correction_reads_all_words_of_the_visit_anew(page, files):
+    upload(page, files["sign"], files["twin"], files["cat"], files["exit"])
+    assert page.locator(".words button span").all_inner_texts()[2:] == ["cat", "Exit"]
+    wrong = shown_text(page)
+    teach(page, other(wrong))
+    wait_for(page, ".message", f"4 words were read anew; 1 changed: {wrong} → {other(wrong)}.")
+    twin = page.locator(".words button").nth(1)
+    assert twin.inner_text().split("\n") == [other(wrong), f"was {wrong}"]
+    twin.click()
+    wait_for(page, ".answer .text", other(wrong))
+    assert f"Before your pool changed it was {wrong}" in page.locator(".facts").inner_text()
+    assert page.locator(".correction input").input_value() == other(wrong), "the field follows the word"
+    page.get_by_role("button", name="Undo").click()
+    wait_for(page, ".message", f"Taken back. 4 words were read anew; 1 changed: {other(wrong)} → {wrong}.")
+    assert page.locator(".pool li").count() == 0 and shown_text(page) == wrong
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_the_number_of_examples_can_be_chosen(page, files):
+    upload(page, files["cat"], files["twin"], files["sign"])
+    teach(page, "cat")
+    page.locator(".words button").nth(2).click()
+    wait_for(page, ".correction", "Something else")
+    right = other(shown_text(page))
+    teach(page, right)
+    page.locator(".words button").nth(1).click()
+    wait_for(page, ".used", "likeness")
+    assert page.locator(".used li").count() == 2
+    number = page.get_by_label("number input for Examples for each word")
+    for k, count in ((1, 1), (0, 0)):
+        number.fill(str(k))
+        number.press("Enter")
+        page.wait_for_function("n => document.querySelectorAll('.used li').length === n", arg=count)
+    assert shown_text(page) == other(right)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_a_pool_is_downloaded_and_serves_the_next_visit(page, browser, url, files, home, tmp_path):
+    upload(page, files["sign"])
+    right = other(shown_text(page))
+    teach(page, right)
+    for _ in range(2):  # also the same once more
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download").click()
+        assert download.value.suggested_filename == "pool.zip"
+    download.value.save_as(tmp_path / "mine.zip")
+    assert [text for _, text, _ in visits.unpacked(tmp_path / "mine.zip", "")] == [right]
+    with space.visit(browser, url, DESKTOP) as second:
+        ready(second)
+        assert second.locator(".pool li").count() == 0, "a pool belongs to one visitor"
+        upload(second, files["twin"])
+        assert shown_text(second) != right
+        with second.expect_file_chooser() as chooser:
+            second.get_by_role("button", name="Add from a file").click()
+        chooser.value.set_files(tmp_path / "mine.zip")
+        wait_for(second, ".message", "One word came into your pool.")
+        wait_for(second, ".answer .text", right)
+        second.locator(".pool button").click()
+        wait_for(second, ".message", "Removed.")
+        assert shown_text(second) != right and second.locator(".pool li").count() == 0
+        second.locator("input[accept='.zip']").set_input_files(files["notes"])
+        wait_for(second, "[role=alert]", "notes.png: no zip archive")
+    assert page.locator(".pool li").count() == 1, "what another does with it is nothing to the first"
+    assert not [path for path in (home / "uploads").rglob("*") if path.name in ("sign.png", "twin.png", "mine.zip")]
+
+
+@pytest.mark.browser
+def test_nothing_is_left_of_a_visit(browser, url, files, home):
+    def pools():
+        return {path.parent for path in (home / "temporary").glob("epigraph-visit-*/manifest.json")}
+
+    before = pools()
+    with space.visit(browser, url, PHONE) as page:
+        ready(page)
+        upload(page, files["cat"])
+        teach(page, "cat")
+        (mine,) = pools() - before
+    deadline = time.monotonic() + 30
+    while mine.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not mine.exists()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_pictures_are_pasted(page, files):
+    content = list(files["exit"].read_bytes())
+    page.evaluate(
+        """(content) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(content)], "image.png", { type: "image/png" }));
+          document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+        }""",
+        content,
+    )
+    wait_for(page, ".answer .text", "Exit")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("navigator.clipboard.writeText('no picture')")
+    page.get_by_role("button", name="Paste a picture").click()
+    wait_for(page, "[role=alert]", "no picture in the clipboard")
+    draw("cat").save(files["exit"].parent / "copied.png")
+    page.evaluate(
+        """async (content) => navigator.clipboard.write([new ClipboardItem({
+            "image/png": new Blob([new Uint8Array(content)], { type: "image/png" }) })])""",
+        list((files["exit"].parent / "copied.png").read_bytes()),
+    )
+    page.get_by_role("button", name="Paste a picture").click()
+    wait_for(page, ".answer .text", "cat")
+    assert page.get_by_role("alert").count() == 0
+
+
+@pytest.mark.browser
+def test_bad_files_and_texts_are_explained_and_the_page_stays_usable(page, files):
+    page.locator(".pictures input[type=file]").set_input_files([files["notes"], files["cat"]])
+    wait_for(page, "[role=alert]", "notes.png: not an image")
+    assert shown_text(page) == "cat" and page.locator(".words button").count() == 1, "the others are read"
+    page.locator(".correction input").fill("straße")
+    page.get_by_role("button", name="Correct").click()
+    wait_for(page, "[role=alert]", "cannot write")
+    page.locator(".correction input").fill("  ")
+    page.get_by_role("button", name="Correct").click()
+    wait_for(page, "[role=alert]", "Write what the picture says")
+    teach(page, "dog")
+    assert page.get_by_role("alert").count() == 0 and page.locator(".pool li span").all_inner_texts() == ["dog"]
+
+
+@pytest.mark.browser
+def test_examples_are_read_together(page):
+    page.get_by_role("button", name="Examples: rounded").click()
+    wait_for(page, ".message", "6 words were read.")
+    assert page.locator(".words button").count() == 6
+    assert page.locator(".words [aria-pressed=true]").get_attribute("title") == "rounded_1_market"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_everything_is_done_by_keyboard(page, files):
+    upload(page, files["sign"], files["twin"])
+    structure = page.locator("body").aria_snapshot()
+    kinds = re.findall(r"- '?(button|textbox|slider|spinbutton)\b", structure)
+    named = re.findall(r"- '?(button|textbox|slider|spinbutton)\b \"[^\"]+\"", structure)
+    assert len(kinds) >= 15 and kinds == named, structure
+    reached = []
+    while "Correct" not in reached and len(reached) < 40:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText"))
+    assert {"Paste a picture", "Examples: discs", "Correct"} <= set(reached), reached
+    wrong = shown_text(page)
+    page.locator(".correction input").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type(other(wrong))
+    page.keyboard.press("Enter")
+    wait_for(page, ".message", "is in your pool now.")
+    twin = page.locator(".words button").nth(1)
+    twin.focus()
+    page.keyboard.press("Space")
+    wait_for(page, ".answer .text", other(wrong))
+    assert twin.evaluate("button => button === document.activeElement"), "the focus stays"
+    page.get_by_role("button", name="Remove").focus()
+    page.keyboard.press("Enter")
+    wait_for(page, ".message", "Removed.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- card
+
+
+def test_the_card_is_what_the_hub_expects():
+    card = RepoCard.load(FOLDER / "README.md")
+    data = SpaceCardData(**card.data.to_dict())
+    assert (data.sdk, data.app_file, data.python_version) == ("gradio", "app.py", "3.11")
+    assert data.models == data.preload_from_hub == ["epigraph/e2str-small"] and len(data.short_description) <= 60
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    gradio = next(wanted for wanted in map(Requirement, extras["demo"]) if wanted.name == "gradio")
+    assert gradio.specifier.contains(data.sdk_version)
+    lines = (FOLDER / "requirements.txt").read_text().splitlines()
+    (wanted,) = (Requirement(line) for line in lines if not line.startswith("#"))
+    assert wanted.name == "epigraph" and wanted.extras == {"demo", "pool"}
+    assert wanted.extras <= set(extras) and wanted.specifier.contains(project["version"])
+
+
+def test_the_limits_are_those_of_the_documents():
+    card, document = (FOLDER / "README.md").read_text(), (ROOT / "docs" / "space.md").read_text()
+    for text in (" ".join(card.split()), " ".join(document.split())):
+        assert f"{visits.MOST_ENTRIES} words" in text and f"{visits.MOST_BYTES // 1_000_000} MB" in text
+
+
+def test_the_examples_are_those_of_the_script(tmp_path):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import word_examples
+    finally:
+        sys.path.pop(0)
+    assert len(EXAMPLES) == len(word_examples.LETTERINGS) * len(word_examples.WORDS)
+    if not all((word_examples.FONTS / font).is_file() for font in word_examples.LETTERINGS.values()):
+        pytest.skip("fonts-dejavu-core or fonts-aenigma is not installed")
+    word_examples.main(["--output", str(tmp_path)])
+    for path in EXAMPLES:
+        with Image.open(path) as shipped, Image.open(tmp_path / path.name) as drawn:
+            assert shipped.size == drawn.size
+            apart = np.abs(np.asarray(shipped, int) - np.asarray(drawn, int))
+            assert apart.mean() < 3, f"{path.name} is another picture; run scripts/word_examples.py"
