@@ -8,6 +8,7 @@ what one image teaches about another passes through the decoder's own attention.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -290,7 +291,12 @@ class E2STRPreTrainedModel(PreTrainedModel):
             for linear in module.modules():
                 if isinstance(linear, nn.Linear):
                     init.kaiming_uniform_(linear.weight, a=5**0.5)
-        if isinstance(module, E2STRResampler):
+        if isinstance(module, E2STRCTCHead):
+            vocab_size = module.config.text_config.vocab_size
+            bias = torch.zeros(module.frames_per_column, vocab_size)
+            bias[:, module.config.text_config.pad_token_id] = math.log(9 * vocab_size)  # nine frames of ten
+            init.copy_(module.bias, bias.flatten())
+        elif isinstance(module, E2STRResampler):
             init.normal_(module.latents)
         elif isinstance(module, E2STRGatedCrossAttention):
             init.constant_(module.attention_gate, module.gate_init)
@@ -583,20 +589,23 @@ class E2STRModel(E2STRPreTrainedModel):
             )
 
 
-class E2STRCTCHead(nn.Module):
+class E2STRCTCHead(nn.Linear):
     """Reads words from the ViT's tokens alone, for training: connectionist temporal classification (Graves et al.,
     ICML 2006) teaches an encoder that starts at random to see characters, long before the decoder, which can guess
     texts from texts, looks at its images. Hybrid losses of this kind are common for speech (Watanabe et al. 2017).
     Each column of tokens, averaged over rows, makes two frames. Not part of the paper.
+
+    The batch norm, and the blank that is likely from the start, keep the loss from what is cheapest at first: to learn
+    how often each character occurs, by tokens that are the same for all images. Encoders have stayed there for good.
     """
 
     frames_per_column = 2
 
     def __init__(self, config: E2STRConfig):
-        super().__init__()
+        width = config.vision_config.hidden_size
+        super().__init__(width, self.frames_per_column * config.text_config.vocab_size)
         self.config = config
-        vision, text = config.vision_config, config.text_config
-        self.classifier = nn.Linear(vision.hidden_size, self.frames_per_column * text.vocab_size)
+        self.norm = nn.BatchNorm1d(width)
 
     def forward(self, tokens: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss summed over images: a scalar.
@@ -609,7 +618,8 @@ class E2STRCTCHead(nn.Module):
         config = self.config
         rows, columns = config.token_grid
         pooled = tokens.unflatten(1, (rows, columns)).mean(1)
-        frames = self.classifier(pooled).float().unflatten(-1, (self.frames_per_column, -1)).flatten(1, 2)
+        pooled = self.norm(pooled.flatten(0, 1).float()).view_as(pooled)
+        frames = super().forward(pooled).float().unflatten(-1, (self.frames_per_column, -1)).flatten(1, 2)
         special = [-100, config.end_of_chunk_token_id, config.eos_token_id, config.bos_token_id]
         character = torch.isin(labels, labels.new_tensor(special), invert=True)
         image = (input_ids == config.image_token_id).flatten().cumsum(0).view_as(labels) - 1
