@@ -49,3 +49,5 @@ async function pasteFromClipboard() {
   if (files.length) take(files);
   else act("paste", "empty");
 }
+
+element.dataset.listening = "";
