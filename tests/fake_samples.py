@@ -3,6 +3,7 @@
 import io
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -108,6 +109,7 @@ class ReadWord:
     error: str | None = None
     plain_text: str | None = None
     examples: tuple = ()
+    char_scores: tuple = ()
 
 
 class FakeRecogniser:
@@ -119,6 +121,7 @@ class FakeRecogniser:
 
     def __init__(self, answers=None, learnt=None):
         self.answers, self.learnt = answers or {}, learnt or {}
+        self.config = SimpleNamespace(score_calibration=None, char_score_calibration=None)
         self.calls = []
 
     def read_all(self, inputs, model, processor, *, names, pool=None, k=2, gate=None, **settings):

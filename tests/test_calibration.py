@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from drawings import BAR, PLUS, STEPS, WAVE
+from fake_samples import ReadWord, png
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from word_drawings import WORDS, draw
 
 import epigraph
 from epigraph import pretraining
-from epigraph.calibration import cross_validated, fit, losses, probabilities, reliability
+from epigraph.calibration import characters_right, cross_validated, fit, losses, outcomes, probabilities, reliability
 from epigraph.cards import reliability_table
 from epigraph.models.configuration_comer import CoMERConfig
+from epigraph.models.configuration_e2str import E2STRConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"num_beams": 2, "max_length": 10}
@@ -136,6 +139,42 @@ def test_a_calibration_that_cannot_be_is_refused(wrong):
         CoMERConfig(score_calibration=wrong)
 
 
+@pytest.mark.parametrize(
+    "text, label, expected",
+    [
+        ("Cafe", "cafe", [True] * 4),
+        ("coffe", "coffee", [True] * 5),  # what is missing is nobody's fault
+        ("it's", "its", [True, True, None, True]),  # 36 does not compare it
+        ("kitchen", "kitten", [True] * 3 + [False] * 2 + [True] * 2),
+        ("xyz", "abc", [False] * 3),
+        ("!?", "a", [None, None]),
+        ("", "a", []),
+    ],
+)
+def test_characters_are_right_where_they_stay(text, label, expected):
+    found = characters_right(text, label)
+    assert [value is None for value in found] == [value is None for value in expected]
+    assert sum(map(bool, found)) == sum(map(bool, expected)) and (text == "kitchen" or found == expected)
+
+
+def test_outcomes_of_words_and_characters():
+    readings = [
+        ReadWord("a", "Exit", 0.9, char_scores=(0.9, 0.8, 0.7, 0.95)),
+        ReadWord("b", "n0!", 0.2, char_scores=(0.6, 0.3, 0.1)),
+        ReadWord("c", "pieces", 0.5, char_scores=(0.6, 0.3)),
+        ReadWord("d", "", None, error="d: no image"),
+        ReadWord("e", "x", 0.4, char_scores=(0.4,)),
+    ]
+    words, characters = outcomes(readings, ["EXIT", "No!", "piece", "d", "?!"])
+    assert words == [(0.9, True), (0.2, False), (0.5, False)], "the protocol leaves out the last label"
+    assert characters == [(0.9, True), (0.8, True), (0.7, True), (0.95, True), (0.6, True), (0.3, False)]
+    table = reliability(*zip(*characters), "character_accuracy")
+    assert table["at_least"][0] == {"score": 0.5, "coverage": 5 / 6, "n": 5, "character_accuracy": 1.0}
+    shown = reliability_table({"breakdowns": {"char_reliability": {"calibration": None, **table}}})
+    assert shown.startswith("| score of the character | n |") and "| characters with a score of at least |" in shown
+    assert "Scores of characters (not calibrated): log-loss" in shown
+
+
 # ------------------------------------------------------------------------------------------------------ the tool
 
 
@@ -182,7 +221,7 @@ def test_the_tool_changes_one_field_and_scores_follow(script, folder, data, tmp_
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     script.main(["--model", str(folder), "--data", str(data), "--split", "dev"])
     printed = capsys.readouterr().out
-    assert "20 readings" in printed and "1 could not be read" in printed and "Brier" in printed
+    assert "20 readings" in printed and "1 of 21 formulas could not be read" in printed and "Brier" in printed
 
     settings = json.loads((folder / "config.json").read_text())
     calibration = settings.pop("score_calibration")
@@ -201,6 +240,65 @@ def test_the_tool_changes_one_field_and_scores_follow(script, folder, data, tmp_
     CoMERConfig.from_pretrained(folder).save_pretrained(tmp_path / "copy")
     copy = json.loads((tmp_path / "copy" / "config.json").read_text())
     assert copy["score_calibration"] == calibration, "it travels with the model"
+
+
+@pytest.fixture
+def word_data(tmp_path):
+    """Drawn words that the model knows, and noise, which it cannot but misread; one image is damaged."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(60):
+        word = WORDS[number % 4]
+        image = np.asarray(draw(word, 1 + number)).copy()
+        if number % 3 == 0:
+            image = rng.integers(0, 256, image.shape, np.uint8)
+        rows.append({"id": str(number), "image": png(image), "text": word, "split": "dev", "source": "drawn"})
+    rows.append({"id": "cut", "image": rows[0]["image"][:90], "text": "cut", "split": "dev", "source": "drawn"})
+    path = tmp_path / "words.parquet"
+    Dataset.from_list(rows).to_parquet(path)
+    return path
+
+
+def test_words_get_a_calibration_and_their_characters_another(script, word_reader, word_data, tmp_path, capsys):
+    folder = shutil.copytree(word_reader, tmp_path / "reader")
+    pictures = [draw(word) for word in WORDS]
+    own = epigraph.read(pictures, folder, n_best=2)
+    before = json.loads((folder / "config.json").read_text())
+    script.main(["--model", str(folder), "--data", str(word_data), "--split", "dev", "--source", "drawn"])
+    printed = capsys.readouterr().out
+    assert "1 of 61 words could not be read" in printed and "60 readings" in printed and "characters, " in printed
+    after = json.loads((folder / "config.json").read_text())
+    lines = [after.pop(name) for name in ("score_calibration", "char_score_calibration")]
+    assert after == {name: value for name, value in before.items() if not name.endswith("score_calibration")}
+    assert lines[0] != lines[1]
+    for was, now in zip(own, epigraph.read(pictures, folder, n_best=2)):
+        assert now.text == was.text
+        assert now.score == pytest.approx(probabilities([math.log(was.score)], lines[0])[0])
+        assert now.char_scores == pytest.approx(probabilities(np.log(was.char_scores), lines[1]))
+        assert sum(candidate.score for candidate in now.n_best) <= 1
+    again = (folder / "config.json").read_bytes()
+    script.main(["--model", str(folder), "--data", str(word_data)])
+    assert (folder / "config.json").read_bytes() == again, "fitted to the model's own scores, whatever stood there"
+
+
+def test_words_that_training_held_out(script, word_reader, word_data, tmp_path, capsys, monkeypatch):
+    from epigraph.data.word_batches import WordSource
+    from epigraph.reading import load
+
+    folder = shutil.copytree(word_reader, tmp_path / "reader")
+    _, processor = load(folder)
+    characters = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
+    _, kept = WordSource(str(word_data), "dev", "drawn", held_out=0.5).load(characters)
+    script.main(["--model", str(folder), "--data", str(word_data), "--source", "drawn", "--held_out", "0.5"])
+    assert 20 < len(kept) < 40 and f" of {len(kept)} words could not be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"slope": 1.0}, {"slope": -1.0, "intercept": 0.0}, {"slope": 1.0, "intercept": math.inf}]
+)
+def test_configurations_of_words_hold_two_finite_numbers(wrong):
+    for name in ("score_calibration", "char_score_calibration"):
+        with pytest.raises(StrictDataclassClassValidationError, match=name):
+            E2STRConfig(**{name: wrong})
 
 
 @pytest.mark.parametrize("case", ["few", "hub", "split"])

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 from fake_samples import FakeRecogniser, encode_letters, png, word_picture, write_words
+from word_drawings import WORDS, draw
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
@@ -190,7 +191,7 @@ def test_icdar_2013_has_its_sizes(folder, recogniser, data_dir, tmp_path, monkey
     fake = recogniser()
 
     def silent(inputs, *_, names, **__):
-        return [type("Reading", (), {"text": "", "error": None})() for _ in names]
+        return [type("Reading", (), {"text": "", "error": None, "score": None})() for _ in names]
 
     monkeypatch.setattr(fake, "read_all", silent)
     monkeypatch.setattr(evaluation_words, "read_all", silent)
@@ -460,6 +461,22 @@ def test_e2str_is_measured_in_every_mode(tiny_e2str, tmp_path):
         assert results["weights_sha256"] == plain["weights_sha256"]
     gated = evaluate(tiny_e2str, data, tmp_path / "gate.json", "--context", "knn", "--pool", pool, "--gate", "0")
     assert gated["breakdowns"]["context"]["with_examples"]["n"] == 0
+
+
+def test_scores_of_words_and_characters_are_held_against_the_truth(word_reader, tmp_path, capsys):
+    rows = {
+        "image": [png(np.asarray(draw(word))) for word in WORDS],
+        "text": [*WORDS[:3], "other"],
+        "id": list("abcd"),
+    }
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "words.parquet")
+    found = evaluate(word_reader, tmp_path / "words.parquet", tmp_path / "r.json")["breakdowns"]
+    assert found["reliability"]["n"] == 4 and found["reliability"]["at_least"][0]["word_accuracy"] == 0.75
+    assert found["char_reliability"]["n"] == 3 + 4 + 2 + 2 and found["char_reliability"]["calibration"] is None
+    assert found["char_reliability"]["at_least"][0]["character_accuracy"] < 1, "of No! for other"
+    printed = capsys.readouterr().out
+    assert "| readings with a score of at least | share of all | word accuracy |" in printed
+    assert "| characters with a score of at least |" in printed
 
 
 def test_adapters_are_measured_as_their_base(tiny_e2str, tmp_path):

@@ -1,14 +1,18 @@
 """Scores that mean something: from the log-probability of a reading to the probability that it is right.
 
 A network's probabilities say too little or too much. A straight line through their log-odds mends that (Platt,
-"Probabilistic outputs for support vector machines", 1999): its slope and intercept are fitted on formulas that the
-model was not trained on, stand in `config.score_calibration`, and so travel with the weights.
+"Probabilistic outputs for support vector machines", 1999): its slope and intercept are fitted on formulas or words
+that the model was not trained on, stand in `config.score_calibration` (of the characters of words in
+`config.char_score_calibration`), and so travel with the weights.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from .data.protocols import DEFAULT_PROTOCOL, comparable_answer, comparable_label
 
 BINS = 10
 THRESHOLDS = (0.5, 0.8, 0.9)
@@ -76,19 +80,58 @@ def cross_validated(log_probabilities: Sequence[float], right: Sequence[bool], f
     return found
 
 
-def reliability(scores: Sequence[float], right: Sequence[bool]) -> dict:
+def characters_right(text: str, label: str, protocol: str = DEFAULT_PROTOCOL) -> list[bool | None]:
+    """Which characters of a reading are right: those that the fewest edits to its label leave where they are.
+
+    Args:
+        text: what was read.
+        label: what there was to read, in the form that the protocol compares.
+        protocol: of words; one that compares character by character ("36", "62", "94", "standard").
+
+    Returns:
+        For each character of `text` whether it is right; None where the protocol does not compare it.
+    """
+    forms = [comparable_answer(character, protocol) for character in text]
+    compared = [place for place, form in enumerate(forms) if form]
+    right = [None if not form else True for form in forms]
+    for edit in Levenshtein.editops([forms[place] for place in compared], list(label)):
+        if edit.tag != "insert":
+            right[compared[edit.src_pos]] = False
+    return right
+
+
+def outcomes(readings: Sequence, labels: Sequence[str], protocol: str = DEFAULT_PROTOCOL) -> tuple[list, list]:
+    """What happened to words: pairs of score and whether it was right, of the readings and of their characters.
+
+    Left out are labels that the protocol leaves out, readings without a score, and characters where the scores are
+    of pieces of words.
+    """
+    words, characters = [], []
+    for reading, text in zip(readings, labels):
+        label, _ = comparable_label(text, protocol)
+        if label is None or reading.score is None:
+            continue
+        words.append((reading.score, comparable_answer(reading.text, protocol) == label))
+        if len(reading.char_scores) == len(reading.text):
+            found = zip(reading.char_scores, characters_right(reading.text, label, protocol))
+            characters += [(score, right) for score, right in found if right is not None]
+    return words, characters
+
+
+def reliability(scores: Sequence[float], right: Sequence[bool], metric: str = "exprate") -> dict:
     """How far scores say how often readings are right.
 
     Args:
         scores: probabilities in 0..1, at least one.
         right: whether the reading is.
+        metric: what the share of right ones is called.
 
     Returns:
         `n`; `log_loss` (in nats), `brier` (mean squared error of the score) and `ece` (expected calibration error:
         mean distance of score and share right over the bins), all better when lower; `auroc`, the probability that a
         right reading has a higher score than a wrong one, None where there are only right or only wrong ones; `bins`
         of equal width without the empty ones: `bin`, `n`, mean `score`, share `right`; and `at_least`: for each
-        threshold of the `score`, the `coverage` (share of readings that reach it), their `n` and `exprate` (None
+        threshold of the `score`, the `coverage` (share of readings that reach it), their `n` and the `metric` (None
         where there are none).
     """
     scores, right = np.asarray(scores, dtype=float), np.asarray(right, dtype=bool)
@@ -113,7 +156,7 @@ def reliability(scores: Sequence[float], right: Sequence[bool]) -> dict:
                 "score": threshold,
                 "coverage": len(kept) / len(scores),
                 "n": len(kept),
-                "exprate": kept.mean().item() if len(kept) else None,
+                metric: kept.mean().item() if len(kept) else None,
             }
             for threshold, kept in chosen.items()
         ],
@@ -155,4 +198,4 @@ def _likelihood(values: np.ndarray, targets: np.ndarray) -> float:
     return -(np.logaddexp(0, values) - targets * values).sum().item()
 
 
-__all__ = ["cross_validated", "fit", "losses", "probabilities", "reliability"]
+__all__ = ["characters_right", "cross_validated", "fit", "losses", "outcomes", "probabilities", "reliability"]

@@ -214,20 +214,33 @@ def metrics_table(results: dict) -> str:
 
 
 def reliability_table(results: dict) -> str:
-    """Markdown: how often readings were right by their score; "" for results without scores, as older ones are."""
-    found = results.get("breakdowns", {}).get("reliability")
+    """Markdown: how often readings, and characters of words, were right by their score; "" where there are no scores,
+    as in older results."""
+    breakdowns = results.get("breakdowns", {})
+    tables = (
+        _reliability(breakdowns.get("reliability"), "score", "readings", "Scores"),
+        _reliability(
+            breakdowns.get("char_reliability"), "score of the character", "characters", "Scores of characters"
+        ),
+    )
+    return "\n\n".join(table for table in tables if table)
+
+
+def _reliability(found: dict | None, score: str, things: str, scores: str) -> str:
     if not found:
         return ""
-    table = ["| score | n | mean score | right |", "|---|---:|---:|---:|"]
+    table = [f"| {score} | n | mean score | right |", "|---|---:|---:|---:|"]
     for row in found["bins"]:
         table.append(f"| {row['bin']} | {row['n']} | {100 * row['score']:.1f} % | {100 * row['right']:.1f} % |")
-    table += ["", "| readings with a score of at least | share of all | ExpRate |", "|---|---:|---:|"]
+    metric = list(found["at_least"][0])[-1]
+    table += ["", f"| {things} with a score of at least | share of all | {METRIC_NAMES.get(metric, 'right')} |",
+              "|---|---:|---:|"]  # fmt: skip
     for row in found["at_least"]:
-        rate = "" if row["exprate"] is None else f"{100 * row['exprate']:.1f} %"
+        rate = "" if row[metric] is None else f"{100 * row[metric]:.1f} %"
         table.append(f"| {row['score']} | {100 * row['coverage']:.1f} % | {rate} |")
     auroc = "" if found["auroc"] is None else f", AUROC {found['auroc']:.3f}"
-    scores = "calibrated" if found["calibration"] else "not calibrated"
-    table += ["", f"Scores ({scores}): log-loss {found['log_loss']:.4f}, Brier {found['brier']:.4f}, "
+    calibrated = "calibrated" if found["calibration"] else "not calibrated"
+    table += ["", f"{scores} ({calibrated}): log-loss {found['log_loss']:.4f}, Brier {found['brier']:.4f}, "
                   f"ECE {found['ece']:.4f}{auroc}."]  # fmt: skip
     return "\n".join(table)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .cards import METRIC_NAMES, shown
+from .calibration import outcomes, reliability
+from .cards import METRIC_NAMES, reliability_table, shown
 from .context_pool import ContextPool, Example
 from .data.protocols import DEFAULT_PROTOCOL, benchmark_subset, comparable_answer, comparable_label
 from .data.words import WordReport, keep_words, load_checked_words
@@ -129,6 +130,8 @@ def measure_words(arguments: EvaluationArguments, folder: Path) -> tuple[list[di
     )
     words = _Words(chosen, measured["readings"], measured["alike"], arguments, setting)
     breakdowns = words.breakdowns(report, filtered)
+    if setting.context != "copy":
+        breakdowns |= words.reliability(model.config)
     if opened:
         breakdowns["context"] = words.context(opened)
     return words.rows(opened), breakdowns
@@ -232,6 +235,15 @@ class _Words:
         counts = Counter(character for characters in found for character in characters)
         return {"labels": sum(map(bool, found)), "characters": dict(counts.most_common())}
 
+    def reliability(self, config) -> dict:
+        """How far the scores of words and of characters can be trusted, under the first protocol."""
+        found, outcome = {}, outcomes(self.readings, self.labels, self.protocols[0])
+        for pairs, prefix, metric in zip(outcome, ("", "char_"), ("word_accuracy", "character_accuracy")):
+            if pairs:
+                calibration = getattr(config, f"{prefix}score_calibration")
+                found[f"{prefix}reliability"] = {"calibration": calibration, **reliability(*zip(*pairs), metric)}
+        return found
+
     def context(self, opened: OpenedPool) -> dict:
         """What the examples were, and what they changed, under the first protocol."""
         given = self.arguments
@@ -317,6 +329,8 @@ def summary_of_words(results: dict) -> list[str]:
             lines.append(f"{METRIC_NAMES[row['metric']]} ({row['protocol']}) over {row['sets']} sets: {values}")
     if context := breakdowns.get("context"):
         lines += _context_lines(context)
+    if table := reliability_table(results):
+        lines += [table, ""]
     for entry in breakdowns["protocols"]:
         for reason, count in entry["left_out"].items():
             lines.append(f"protocol {entry['protocol']} leaves out {count} labels: {reason}")
