@@ -206,6 +206,8 @@ E2STR = {
     "cross_attention_head_dim": 16,
 }
 
+CONVOLUTIONS = {"stem_channels": [6, 10], "stem_blocks": 1, "ctc_loss_weight": 0.5}  # ours, for training on few cores
+
 
 def with_part(part, **changes):
     """Settings of E2STR with changes to one of its parts."""
@@ -380,6 +382,34 @@ SPECS = {
                 r"\[16, 32\] is not a multiple of patch_size \[5, 5\]",
             ),
             (with_part("resampler_config", num_latents=0), "num_latents must be at least 1, not 0"),
+        ],
+        decode=lambda processor, sequences: processor.decode_readings(sequences),
+    ),
+    "e2str-convolutions": Spec(
+        model=models.E2STRForTextRecognition,
+        config={
+            **E2STR,
+            **with_part("vision_config", image_size=[4, 8], patch_size=1),
+            **CONVOLUTIONS,
+        },
+        processor=e2str_small_processor,
+        answers=["EXIT", "a+b", "Cafe", "No 7", "x", "Zebra", "Q?", "mind"],
+        batch=words_in_context,
+        outputs=e2str_outputs,
+        pad=padded_prompts,
+        overfit=(200, 4e-3, 0.1),
+        others=CONVOLUTIONS,
+        dropout=with_part("text_config", dropout=0.3, attention_dropout=0.2),
+        adapted=["convolutions.0", "fc1", "fc2", "o_proj", "out_proj"],
+        mistakes=[
+            ({"stem_channels": []}, "stem_channels must be numbers of at least 1, or None"),
+            ({"stem_channels": [8, 0]}, "stem_channels must be numbers of at least 1, or None"),
+            ({"stem_blocks": -1}, "stem_blocks must be at least 0, not -1"),
+            ({"ctc_loss_weight": -0.5}, "ctc_loss_weight must be a number of at least 0, not -0.5"),
+            (
+                CONVOLUTIONS | with_part("vision_config", image_size=[4, 8], patch_size=1, num_channels=3),
+                "vision_config.num_channels is 3, but the stem gives 10; leave it out",
+            ),
         ],
         decode=lambda processor, sequences: processor.decode_readings(sequences),
     ),

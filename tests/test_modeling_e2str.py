@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from model_specs import E2STR, SPECS, with_part
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, BertConfig, ViTConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -450,65 +449,7 @@ def test_a_prompt_goes_on_behind_a_cache():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-# -------------------------------------------------------------------------------------------------- convolutional stem
-
-STEM = {
-    **E2STR,
-    "stem_channels": [6, 10],
-    "vision_config": {**E2STR["vision_config"], "image_size": [4, 8], "patch_size": 1},
-}
-
-
-def test_a_stem_halves_images_as_often_as_it_has_convolutions(tmp_path):
-    torch.manual_seed(0)
-    config = E2STRConfig(**STEM)
-    assert config.vision_config.num_channels == 10 and config.image_height_width == (16, 32)
-    assert E2STRConfig(**E2STR).image_height_width == (16, 32)
-    model = E2STRForTextRecognition(config).eval()
-    images = torch.randn(3, 3, 16, 32)
-    assert model.model.stem(images).shape == (3, 10, 4, 8)
-    keys, latents = model.encode(images)
-    assert latents.shape == (3, 4, 32)
-    # What an image gives does not depend on the images beside it.
-    torch.testing.assert_close(model.encode(images[1:2])[1], latents[1:2], atol=1e-6, rtol=1e-5)
-    model.save_pretrained(tmp_path)
-    again = E2STRForTextRecognition.from_pretrained(tmp_path).eval()
-    assert again.config.stem_channels == [6, 10] and torch.equal(again.encode(images)[1], latents)
-
-
 def test_gates_start_where_they_are_wanted():
     layers = E2STRForTextRecognition(E2STRConfig(**E2STR, gate_init=0.5)).model.text_model.layers
     gates = [(layer.cross_attention.attention_gate, layer.cross_attention.feed_forward_gate) for layer in layers]
     assert [[gate.item() for gate in pair] for pair in gates] == [[0.5, 0.5]] * 2
-
-
-def test_a_stem_is_a_convolution_a_norm_over_channels_and_gelu():
-    torch.manual_seed(0)
-    stem = E2STRForTextRecognition(E2STRConfig(**{**STEM, "stem_channels": [5, 10]})).model.stem
-    for norm in stem.norms:
-        torch.nn.init.normal_(norm.weight)
-        torch.nn.init.normal_(norm.bias)
-    hidden = images = torch.randn(2, 3, 16, 32)
-    for convolution, norm in zip(stem.convolutions, stem.norms):
-        hidden = torch.nn.functional.conv2d(hidden, convolution.weight, stride=2, padding=1)
-        deviation = (hidden.var(1, unbiased=False, keepdim=True) + norm.eps).sqrt()
-        hidden = (hidden - hidden.mean(1, keepdim=True)) / deviation
-        hidden = hidden * norm.weight[:, None, None] + norm.bias[:, None, None]
-        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
-    torch.testing.assert_close(stem(images), hidden)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"stem_channels": []}, "stem_channels must be numbers of at least 1, or None"),
-        ({"stem_channels": [8, 0]}, "stem_channels must be numbers of at least 1, or None"),
-        (
-            {"vision_config": {**STEM["vision_config"], "num_channels": 3}},
-            "vision_config.num_channels is 3, but the stem gives 10; leave it out",
-        ),
-    ],
-)
-def test_a_stem_that_cannot_be_is_refused(changes, message):
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
-        E2STRConfig(**{**STEM, **changes})

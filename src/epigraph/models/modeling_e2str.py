@@ -8,7 +8,6 @@ what one image teaches about another passes through the decoder's own attention.
 """
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_e2str import E2STRConfig, E2STRResamplerConfig
 from .generation_e2str import E2STRGenerationMixin
 from .layers import eager_attention_forward
+from .modeling_e2str_encoder import E2STRCTCHead, E2STRStem, rename_as_saved
 
 
 @dataclass
@@ -103,46 +103,6 @@ class E2STRLatentAttention(nn.Module):
         """Heads (batch, heads, m, head_dim) and (batch, heads, n, head_dim) to (batch, m, heads * head_dim)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         return attend(self, query, key, value, None, scaling=self.scaling)[0].flatten(2)
-
-
-class E2STRStemBlock(nn.Module):
-    """Two convolutions beside a connection past them (He et al., CVPR 2016), each behind a norm over channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
-        self.convolutions = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)])
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(images, channels, height, width) to the same shape."""
-        change = hidden
-        for norm, convolution in zip(self.norms, self.convolutions):
-            change = convolution(F.gelu(norm(change.permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
-        return hidden + change
-
-
-class E2STRStem(nn.Module):
-    """Convolutions of stride 2 in front of the ViT, which then needs few tokens (Xiao et al., NeurIPS 2021, arXiv
-    2106.14881). Each is followed by a norm over channels, so that what an image gives does not depend on its batch,
-    GELU, and residual blocks, of which the first one's resolution has none.
-    """
-
-    def __init__(self, channels: list[int], blocks: int = 0):
-        super().__init__()
-        pairs = list(zip([3, *channels], channels))
-        self.convolutions = nn.ModuleList([nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False) for a, b in pairs])
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels])
-        counts = [0, *[blocks] * (len(channels) - 1)]
-        self.blocks = nn.ModuleList(
-            [nn.Sequential(*[E2STRStemBlock(width) for _ in range(count)]) for width, count in zip(channels, counts)]
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(images, 3, height, width) to (images, channels, height / 2^n, width / 2^n)."""
-        hidden = images.contiguous(memory_format=torch.channels_last)
-        for convolution, norm, blocks in zip(self.convolutions, self.norms, self.blocks):
-            hidden = blocks(F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
-        return hidden
 
 
 class E2STRResamplerLayer(GradientCheckpointingLayer):
@@ -292,10 +252,7 @@ class E2STRPreTrainedModel(PreTrainedModel):
                 if isinstance(linear, nn.Linear):
                     init.kaiming_uniform_(linear.weight, a=5**0.5)
         if isinstance(module, E2STRCTCHead):
-            vocab_size = module.config.text_config.vocab_size
-            bias = torch.zeros(module.frames_per_column, vocab_size)
-            bias[:, module.config.text_config.pad_token_id] = math.log(9 * vocab_size)  # nine frames of ten
-            init.copy_(module.bias, bias.flatten())
+            init.copy_(module.bias, module.likely_blank())
         elif isinstance(module, E2STRResampler):
             init.normal_(module.latents)
         elif isinstance(module, E2STRGatedCrossAttention):
@@ -393,6 +350,7 @@ class E2STRModel(E2STRPreTrainedModel):
         super().__init__(config)
         self.stem = E2STRStem(config.stem_channels, config.stem_blocks) if config.stem_channels else None
         self.vision_model = ViTModel(config.vision_config, add_pooling_layer=False)
+        self.vision_model.register_load_state_dict_pre_hook(rename_as_saved)
         if not config.vision_post_layernorm:
             self.vision_model.layernorm = nn.Identity()
         self.resampler = E2STRResampler(config)
@@ -589,53 +547,6 @@ class E2STRModel(E2STRPreTrainedModel):
             )
 
 
-class E2STRCTCHead(nn.Linear):
-    """Reads words from the ViT's tokens alone, for training: connectionist temporal classification (Graves et al.,
-    ICML 2006) teaches an encoder that starts at random to see characters, long before the decoder, which can guess
-    texts from texts, looks at its images. Hybrid losses of this kind are common for speech (Watanabe et al. 2017).
-    Each column of tokens, averaged over rows, makes two frames. Not part of the paper.
-
-    The batch norm, and the blank that is likely from the start, keep the loss from what is cheapest at first: to learn
-    how often each character occurs, by tokens that are the same for all images. Encoders have stayed there for good.
-    """
-
-    frames_per_column = 2
-
-    def __init__(self, config: E2STRConfig):
-        width = config.vision_config.hidden_size
-        super().__init__(width, self.frames_per_column * config.text_config.vocab_size)
-        self.config = config
-        self.norm = nn.BatchNorm1d(width)
-
-    def forward(self, tokens: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss summed over images: a scalar.
-
-        Args:
-            tokens: (images, tokens, width), of the images of each prompt in order.
-            input_ids, labels: (batch, length); the labels behind an image are its text, and images without any do not
-                count. Texts of more characters than frames do not either.
-        """
-        config = self.config
-        rows, columns = config.token_grid
-        pooled = tokens.unflatten(1, (rows, columns)).mean(1)
-        pooled = self.norm(pooled.flatten(0, 1).float()).view_as(pooled)
-        frames = super().forward(pooled).float().unflatten(-1, (self.frames_per_column, -1)).flatten(1, 2)
-        special = [-100, config.end_of_chunk_token_id, config.eos_token_id, config.bos_token_id]
-        character = torch.isin(labels, labels.new_tensor(special), invert=True)
-        image = (input_ids == config.image_token_id).flatten().cumsum(0).view_as(labels) - 1
-        lengths = torch.bincount(image[character], minlength=len(tokens))
-        losses = F.ctc_loss(
-            frames.log_softmax(-1).transpose(0, 1),
-            labels[character],
-            lengths.new_full((len(tokens),), frames.shape[1]),
-            lengths,
-            blank=config.text_config.pad_token_id,
-            reduction="none",
-            zero_infinity=True,
-        )
-        return losses[lengths > 0].sum()
-
-
 class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
     """E2STR with its language head."""
 
@@ -681,7 +592,7 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction=reduction)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
-            tokens = outputs["image_hidden_states"]
+            tokens = outputs.get("image_hidden_states")
             if self.ctc_head is not None and tokens is not None and context_latents is None:
                 items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
                 loss = loss + self.config.ctc_loss_weight * self.ctc_head(tokens, input_ids, labels) / items
