@@ -176,8 +176,10 @@ class _Words:
         self.sets = Counter(zip(self.sources, self.splits))
 
     def rows(self, opened: OpenedPool | None) -> list[dict]:
-        """One row for each protocol, source, split and metric."""
+        """One row for each protocol, source, split and metric; it says which half was measured, if one was."""
         context = {"context": self.setting.context}
+        if self.arguments.half:
+            context = {"half": self.arguments.half} | context
         if opened:
             context |= {"k": self.setting.k, "pool_size": len(opened.pool), "pool_seed": self.setting.pool_seed}
         return [
