@@ -236,8 +236,8 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
         ({}, {"task": "formulas"}, "task: a pixelvit model is trained for classification or pixels, not 'formulas'"),
         ({"model_type": "vit"}, {}, "model: recipes train comer, e2str, pixelvit, not vit"),
         ({}, {"attn_implementation": "telepathy"}, "attn_implementation: .*telepathy"),
-        ({}, {"images_per_sequence": 2}, "images_per_sequence: classification take"),
-        ({}, {"train_data": [{"path": "x"}]}, "train_data, images_per_sequence: classification take paths"),
+        ({}, {"images_per_sequence": 2}, "images_per_sequence, alike: classification take"),
+        ({}, {"train_data": [{"path": "x"}]}, "train_data, images_per_sequence, alike: classification take paths"),
         ({}, {"schedule": "stairs"}, "schedule must be one of linear, cosine, not 'stairs'"),
     ],
 )

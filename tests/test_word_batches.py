@@ -12,7 +12,7 @@ from epigraph.models.processing_e2str import e2str_processor
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("cv2")
 from epigraph.data.word_augmentation import WordAugmentation, resized, varied_copy, warped  # noqa: E402
-from epigraph.data.word_batches import WordDataset, WordLoader, WordSource, in_context, split_word  # noqa: E402
+from epigraph.data.word_batches import WordDataset, WordLoader, WordSource, in_context, kinds, split_word  # noqa: E402
 
 # Of a word "AbC" in 40 x 10 pixels: right edges at 12, 20 and 38, the middle one slanted.
 QUADS = np.array(
@@ -235,6 +235,54 @@ def test_single_words_may_be_shown_in_part_where_their_characters_are_known():
     assert sum(text in whole and text[0] == "b" for text in shown) == 20, "without quads as they are"
     parts = [text for text in shown if text not in whole]
     assert len(parts) > 20 and all(len(text) < 3 for text in parts)
+
+
+def test_words_are_of_one_kind_by_font_letters_and_digits():
+    found = kinds(["EXIT", "12:30", "7", "B12", "way", "%"], ["Arial"] * 5 + [None]).tolist()
+    assert found[1] == found[2] and found[0] == found[4] and len(set(found)) == 4
+    other = kinds(["EXIT", "EXIT", "EXIT", "out"], ["Arial", "Times", None, None]).tolist()
+    assert len(set(other)) == 3 and other[2] == other[3]
+
+
+def test_a_share_of_the_sequences_has_words_of_one_kind():
+    names = ["Arial", "Times", "Courier"]
+    rows = datasets.Dataset.from_dict(
+        {
+            "id": [str(number) for number in range(240)],
+            "image": [stored(9)] * 240,
+            "text": [("ab", "12")[number // 3 % 2] for number in range(240)],
+            "font": [names[number % 3] for number in range(240)],
+        }
+    ).cast_column("image", datasets.Image())
+    dataset = WordDataset([rows, rows_of(40, "b")], SIZE, 8)
+    processor = e2str_processor(size=dict(zip(("height", "width"), SIZE)), max_length=64)
+
+    def alike(share):
+        load = WordLoader(dataset, [240, 40], processor, 4, alike=share)
+        order = load.order(1)
+        assert sorted(order.tolist()) == list(range(280)) and order.tolist() == load.order(1).tolist()
+        cut = dataset.kinds[order[: 280 // 6 * 6]].reshape(-1, 6)
+        return sum(len(set(row)) == 1 for row in cut.tolist()), len(cut)
+
+    assert len(set(dataset.kinds.tolist())) == 7
+    one, count = alike(1.0)
+    assert count == 46 and one >= 46 - 6, "where one kind ends and the next begins they are mixed"
+    half, _ = alike(0.5)
+    assert 23 - 6 <= half <= 25 and alike(0.0)[0] < 3
+
+
+def test_a_sequence_is_varied_by_one_draw():
+    class Marked:
+        """Draws one grey value for all of an image."""
+
+        part = 0.0
+
+        def __call__(self, image, size, rng):
+            return np.full((*size, 3), rng.integers(256), np.uint8)
+
+    load = loader(images=6, batch_size=1, augmentation=Marked())
+    shades = [sorted(set(batch["pixel_values"][:, :, 0].flatten().tolist())) for batch in load(0)]
+    assert all(len(shade) == 1 for shade in shades) and len({shade[0] for shade in shades}) > 1
 
 
 def test_sequences_in_context_show_parts_of_their_words_and_stay_within_the_prompt():

@@ -333,8 +333,10 @@ def pretrain_words(args: PretrainArguments):
         raise RecipeError(f"{', '.join(given)}: for formulas only; words need no such setting.")
     if args.images_per_sequence < 1:
         raise RecipeError(f"images_per_sequence must be at least 1, not {args.images_per_sequence}.")
-    if args.augmentation and args.images_per_sequence > 1:
-        raise RecipeError("augmentation: of single words only; sequences in context vary by Split and Transform.")
+    if args.images_per_sequence > 1 and (args.augmentation or {}).get("part"):
+        raise RecipeError("augmentation: part is of single words only; sequences show parts by themselves (Split).")
+    if not 0 <= args.alike <= 1 or args.alike and args.images_per_sequence == 1:
+        raise RecipeError(f"alike is a share of sequences of several images, from 0 to 1, not {args.alike}.")
     refuse_unknown("augmentation", args.augmentation, [f.name for f in fields(WordAugmentation)])
     try:
         augmentation = WordAugmentation(**args.augmentation) if args.augmentation else None
@@ -354,7 +356,7 @@ def pretrain_words(args: PretrainArguments):
     size = processor.image_processor.size
     dataset = WordDataset(parts, (size["height"], size["width"]), args.images_per_sequence, augmentation, args.seed)
     weights = [len(rows) if source.weight is None else source.weight for source, rows in zip(sources, parts)]
-    loader = WordLoader(dataset, weights, processor, args.batch_size, args.num_workers)
+    loader = WordLoader(dataset, weights, processor, args.batch_size, args.num_workers, args.alike)
     return model, loader, word_evaluation(held_out, processor, args) if held_out else None, processor
 
 
@@ -455,8 +457,8 @@ def main(argv: list[str] | None = None) -> None:
     task = task_of(args)
     if task == "words":
         model, loader, evaluate, processor = pretrain_words(args)
-    elif not all(isinstance(path, str) for path in args.train_data) or args.images_per_sequence != 1:
-        raise RecipeError(f"train_data, images_per_sequence: {task} take paths alone, and single images.")
+    elif not all(isinstance(path, str) for path in args.train_data) or changed(args, ("images_per_sequence", "alike")):
+        raise RecipeError(f"train_data, images_per_sequence, alike: {task} take paths alone, and single images.")
     elif task == "formulas":
         model, loader, evaluate, processor = pretrain_formulas(args)
     else:

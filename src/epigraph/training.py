@@ -118,6 +118,9 @@ class PretrainArguments(LoopArguments):
     images_per_sequence: int = field(
         default=1, metadata={"help": "Of words: 1 trains on single images; more, in context, on so many at most."}
     )
+    alike: float = field(
+        default=0.0, metadata={"help": "Share of sequences with words of one font, all with digits or all without."}
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={"help": "eager, sdpa, blocked ...; by default sdpa, or blocked for images in bf16 on CPUs."},

@@ -141,6 +141,23 @@ def in_context(
     return [sequence[index] for index in rng.permutation(len(sequence))[:images]]
 
 
+def kinds(texts: Sequence[str], fonts: Sequence[str | None]) -> np.ndarray:
+    """Which words are of one kind: of one font, and all of letters, of letters and digits, or of neither but digits.
+
+    Words of such a kind stand together in a receipt, or on number plates; a sequence of them has something to tell.
+
+    Args:
+        texts, fonts: of each word; None is a font of its own, as of photographs.
+
+    Returns:
+        (words,) int64, a number for each kind.
+    """
+    digits = [any(map(str.isdigit, text)) for text in texts]
+    letters = [any(map(str.isalpha, text)) for text in texts]
+    names = [f"{font}|{digit}{letter}" for font, digit, letter in zip(fonts, digits, letters)]
+    return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -151,7 +168,8 @@ class WordDataset(torch.utils.data.Dataset):
         parts: rows of each source (`WordSource.load`), one after the other.
         size: height and width of the images that come out.
         images: of a sequence; 1 gives single words.
-        augmentation: how single words are varied; None leaves them as they are.
+        augmentation: how words are varied; None leaves them as they are. In a sequence of several all words are
+            varied by the same draw, as if one camera had seen them.
         seed: with epoch and place it determines every variation.
     """
 
@@ -171,6 +189,12 @@ class WordDataset(torch.utils.data.Dataset):
         self.rows = [part.cast_column("image", datasets.Image(decode=False)) for part in rows]
         self.starts = np.cumsum([0, *map(len, self.rows)])
         self.size, self.images, self.augmentation, self.seed = size, images, augmentation, seed
+        self.kinds = np.zeros(len(self), int)
+        if images > 1:
+            fonts = [part["font"] if "font" in part.column_names else [None] * len(part) for part in parts]
+            of_part = [kinds(part["text"], names) for part, names in zip(parts, fonts)]
+            counts = [int(numbers.max(initial=-1)) + 1 for numbers in of_part]
+            self.kinds = np.concatenate([first + n for first, n in zip(np.cumsum([0, *counts]), of_part)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -199,7 +223,10 @@ class WordDataset(torch.utils.data.Dataset):
         """Images (height, width, 3) of one size, and their texts."""
         rng = np.random.default_rng([self.seed, epoch, place])
         if self.images > 1:
-            return in_context(words, self.images, self.size, rng)
+            shown, draw = in_context(words, self.images, self.size, rng), int(rng.integers(2**32))
+            if self.augmentation is None:
+                return shown
+            return [(self.augmentation(image, self.size, np.random.default_rng(draw)), text) for image, text in shown]
         ((image, text, char_quads),) = words
         if self.parts and rng.random() < self.parts and (parts := split_word(image, text, char_quads, rng)):
             image, text = parts[0]
@@ -226,10 +253,19 @@ class WordLoader:
         processor: the model's.
         batch_size: sequences over all processes.
         num_workers: processes that prepare batches.
+        alike: share of sequences that consist of words of one kind (`kinds`).
     """
 
-    def __init__(self, dataset: WordDataset, weights: list[float], processor, batch_size: int, num_workers: int = 0):
-        self.dataset, self.processor = dataset, processor
+    def __init__(
+        self,
+        dataset: WordDataset,
+        weights: list[float],
+        processor,
+        batch_size: int,
+        num_workers: int = 0,
+        alike: float = 0.0,
+    ):
+        self.dataset, self.processor, self.alike = dataset, processor, alike
         self.batch_size, self.num_workers = batch_size, num_workers
         shares = np.array(weights, float) / sum(weights)
         self.counts = np.maximum(1, np.round(shares * len(dataset))).astype(int)
@@ -244,7 +280,18 @@ class WordLoader:
             rounds = range(first // size, (first + count - 1) // size + 1)
             walk = np.concatenate([np.random.default_rng([seed, number, turn]).permutation(size) for turn in rounds])
             chosen.append(starts[number] + walk[first - rounds[0] * size :][:count])
-        return np.random.default_rng([seed, epoch]).permutation(np.concatenate(chosen))
+        rng = np.random.default_rng([seed, epoch])
+        rows = rng.permutation(np.concatenate(chosen))
+        return self._together(rows, rng) if self.alike else rows
+
+    def _together(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same rows, so that a share of the sequences that are cut of them have words of one kind."""
+        own = self.own_words
+        sequences, rest = np.split(rows, [len(rows) // own * own])
+        alike, other = np.split(sequences, [round(self.alike * len(sequences) / own) * own])
+        alike = alike[np.argsort(self.dataset.kinds[alike], kind="stable")]
+        cut = rng.permutation(np.concatenate([alike, other]).reshape(-1, own))
+        return np.concatenate([cut.ravel(), rest])
 
     def __call__(self, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of `epoch` from number `start` on, the share of process `rank` among `world`."""
@@ -279,4 +326,4 @@ class WordLoader:
         return sequence[: max(1, int((ends <= self.processor.tokenizer.model_max_length).sum()))]
 
 
-__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "split_word"]
+__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "kinds", "split_word"]
