@@ -303,7 +303,7 @@ with gr.Blocks(title="Word reader that learns", analytics_enabled=False, delete_
     files.upload(show_files, [state, files], [files, *outputs], trigger_mode="multiple", **quiet)
     desk.act(show_act, [state, desk], outputs, trigger_mode="multiple", **quiet)
     desk.save(save_pool, state, saver, trigger_mode="once", **quiet)
-    number.release(show_number, [state, number], outputs, trigger_mode="always_last", **quiet)
+    number.change(show_number, [state, number], outputs, trigger_mode="always_last", **quiet)
     pool_file.upload(show_pool, [state, pool_file], outputs, show_progress_on=message, **of_page)
 
     with gr.Row(visible=False):

@@ -43,7 +43,7 @@ def sources(examples: dict[str, list[Path]]) -> str:
     """Where words come from beside uploads: the clipboard, and examples by the name of their lettering."""
     items = ""
     for name, paths in examples.items():
-        pictures = "".join(f"<img alt='' src={uri(Image.open(path), (160, 48))}>" for path in paths[:3])
+        pictures = "".join(f"<img alt='' src='{uri(Image.open(path), (160, 48))}'>" for path in paths[:3])
         items += (
             f"<button type=button data-act=example value='{name}' aria-label='Examples: {name}'>"
             f"<span>{name.capitalize()}</span>{pictures}</button>"
@@ -73,7 +73,7 @@ def _word(visit: Visit, word: Word) -> str:
     return (
         f"<li><button type=button class='{marks}' data-act=choose value={word.number} "
         f"aria-pressed={str(word is visit.chosen).lower()} title='{html.escape(word.name)}'>"
-        f"<img alt='' src={uri(word.picture, (160, 48))}><span>{html.escape(text)}</span>{note}</button></li>"
+        f"<img alt='' src='{uri(word.picture, (160, 48))}'><span>{html.escape(text)}</span>{note}</button></li>"
     )
 
 
@@ -88,7 +88,7 @@ def answer(visit: Visit) -> str:
     reading = word.reading
     words = "Doubtful" if doubtful(reading) else "Probably right"
     return (
-        f"<div class=answer><img class=picture alt='{html.escape(word.name)}' src={uri(word.picture)}>"
+        f"<div class=answer><img class=picture alt='{html.escape(word.name)}' src='{uri(word.picture)}'>"
         f"<p class=text>{html.escape(reading.text) or '<i>nothing</i>'}</p>{_characters(reading)}"
         f"<p class=confidence><meter low=0.5 high=0.5 optimum=1 value={reading.score:.3f} aria-hidden=true></meter>"
         f"<span><b>{words}: {percent(reading.score)}</b> for the whole word.</span></p>"
@@ -153,10 +153,11 @@ def _correction(visit: Visit, word: Word) -> str:
 def _examples(visit: Visit, reading: WordReading) -> str:
     """The examples that the word was read with, the most similar first."""
     if not reading.examples:
-        why = "your pool is empty" if not len(visit.pool) else "it asks for none, or holds only this picture"
+        why = "your pool has no other picture" if len(visit.pool) else "your pool is empty"
+        why = "no examples are asked for" if visit.k == 0 else why
         return f"<section class=used><h2 class=part>Read without examples</h2><p class=soft>Since {why}.</p></section>"
     items = "".join(
-        f"<li><img alt='' src={uri(example.image, (240, 72))}><b>{html.escape(example.text)}</b>"
+        f"<li><img alt='' src='{uri(example.image, (240, 72))}'><b>{html.escape(example.text)}</b>"
         f"<span>likeness {example.similarity:.2f}</span></li>"
         for example in reading.examples
     )
@@ -170,7 +171,7 @@ def pool(visit: Visit | None) -> str:
     """The visitor's examples, each with a button that takes it out, and what can be done to all of them."""
     entries = visit.entries if visit else []
     items = "".join(
-        f"<li><img alt='' src={thumbnail}><span>{html.escape(text)}</span><button type=button data-act=remove "
+        f"<li><img alt='' src='{thumbnail}'><span>{html.escape(text)}</span><button type=button data-act=remove "
         f"value={name} aria-label='Remove {html.escape(text)}'>×</button></li>"
         for name, text, thumbnail in reversed(entries)
     )

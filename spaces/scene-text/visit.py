@@ -7,8 +7,10 @@ checked; keys are made anew.
 
 import base64
 import io
+import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path, PurePosixPath
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from epigraph.context_pool import ContextPool
-from epigraph.inputs import open_input
+from epigraph.inputs import first_line, open_input
 from epigraph.pool_entries import MAX_CROP_PIXELS
 from epigraph.pool_storage import HASH, MANIFEST, SHARD_NAME, read_manifest
 from epigraph.reading import WordReading, read_all
@@ -98,9 +100,11 @@ def unpacked(path: str | Path, name: str) -> list[tuple[bytes, str, str]]:
                 return _entries(Path(folder))
             except (pa.ArrowException, OSError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"a shard is damaged ({type(error).__name__})") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeError, ValueError) as error:
-        reason = str(error) if isinstance(error, ValueError) else f"no zip archive, or a damaged one ({error})"
-        raise ValueError(f"{name}: {reason.rstrip('.')}. Upload a pool as this page saves it.") from None
+    except ValueError as error:
+        reason = str(error)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OSError) as error:
+        reason = f"no zip archive, or a damaged one ({first_line(error)})"
+    raise ValueError(f"{name}: {reason.rstrip('.')}. Upload a pool as this page saves it.")
 
 
 def _extract(archive: zipfile.ZipFile, folder: Path):
@@ -108,6 +112,8 @@ def _extract(archive: zipfile.ZipFile, folder: Path):
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_UNPACKED:
         raise ValueError(f"it holds more than {MOST_FILES:,} files or {MOST_UNPACKED / 1e6:.0f} MB")
+    if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError("it is compressed in an unusual way")
     wanted = {}
     for member in members:
         place = PurePosixPath(member.filename)
