@@ -39,6 +39,13 @@ class Direction(StrEnum):
     r2l = "r2l"
 
 
+class Half(StrEnum):
+    """Of words that are never trained on."""
+
+    pool = "pool"
+    queries = "queries"
+
+
 @app.command()
 def read(
     files: Annotated[list[Path], typer.Argument(help="Images; of formulas also ink as InkML or JSON.")],
@@ -129,13 +136,14 @@ pools = typer.Typer(
 app.add_typer(pools)
 PoolFolder = Annotated[Path, typer.Argument(help="The pool's folder.")]
 WordModel = Annotated[
-    str, typer.Option("--model", help="Folder or Hub id of the model that is to read with the pool.")
+    str | None,
+    typer.Option("--model", help="Folder or Hub id of the model that is to read with it; by default the shipped one."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the fastest one.")]
 Source = Annotated[str, typer.Option(help="Where they come from, to be kept with them.")]
 
 
-def encoder_of(model: str, device: str | None):
+def encoder_of(model: str | None, device: str | None):
     """What makes the keys of a pool."""
     from epigraph.reading import load
     from epigraph.reading_words import encoder
@@ -147,9 +155,13 @@ def encoder_of(model: str, device: str | None):
 def build(
     pool: PoolFolder,
     data: Annotated[str, typer.Argument(help="Word images: folder with texts, parquet, LMDB, csv, jsonl or tsv.")],
-    model: WordModel,
+    model: WordModel = None,
     split: Annotated[str | None, typer.Option(help="Only these rows.")] = None,
     source: Annotated[str | None, typer.Option(help="Only these rows.")] = None,
+    half: Annotated[
+        Half | None,
+        typer.Option(help="Only the pool's half of words that are never trained on, or that of the queries."),
+    ] = None,
     device: Device = None,
 ):
     """Make a pool of labelled word images."""
@@ -157,7 +169,13 @@ def build(
 
     if (pool / "manifest.json").exists():
         raise ValueError(f"{pool} holds a pool already; add to it, or name another folder.")
-    made = ContextPool.from_folder(data, encoder_of(model, device), split, source)
+    if half is None:
+        made = ContextPool.from_folder(data, encoder_of(model, device), split, source)
+    else:
+        from epigraph.data.words import half_of, load_words
+
+        rows = half_of(load_words(data, split, source), half.value, data)
+        made = ContextPool.from_dataset(rows, encoder_of(model, device))
     made.save(pool)
     for refused in made.added.refused:
         print(refused.reason, file=sys.stderr)
@@ -169,7 +187,7 @@ def add(
     pool: PoolFolder,
     image: Annotated[Path, typer.Argument(help="Of one word.")],
     text: Annotated[str, typer.Argument(help="What is written in it.")],
-    model: WordModel,
+    model: WordModel = None,
     source: Source = "",
     replace: Annotated[bool, typer.Option(help="Correct the text of an image that the pool has.")] = False,
     device: Device = None,
@@ -222,7 +240,7 @@ def list_entries(pool: Annotated[str, typer.Argument(help="The pool's folder or 
 def search(
     pool: Annotated[str, typer.Argument(help="The pool's folder or Hub id.")],
     images: Annotated[list[Path], typer.Argument(help="Of words.")],
-    model: WordModel,
+    model: WordModel = None,
     k: Annotated[int, typer.Option(min=1, help="Entries to print for each.")] = 5,
     device: Device = None,
 ):
@@ -236,7 +254,11 @@ def search(
 
 
 @pools.command()
-def reencode(pool: PoolFolder, model: WordModel, device: Device = None):
+def reencode(
+    pool: PoolFolder,
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the model that is to read with the pool.")],
+    device: Device = None,
+):
     """Make all keys anew, for another model."""
     from epigraph.context_pool import ContextPool
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from fake_samples import encode_letters, png, word_picture, write_words, written_in
 from PIL import Image
+from typer.testing import CliRunner
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 
+import epigraph_cli  # noqa: E402
 from epigraph.context_pool import ContextPool  # noqa: E402
 from epigraph.evaluation_pools import NearestExamples, RandomExamples, WrongTexts, open_pool  # noqa: E402
 
@@ -103,3 +105,17 @@ def test_what_cannot_be_an_entry_is_counted(tmp_path):
     assert opened.refused == 2 and len(opened.pool) == 2 and opened.entries == 4
     with pytest.raises(ValueError, match="2 entries can be used, of which 3 were .*; of 4, 0 are test .* 2 cannot be"):
         open_pool(str(tmp_path / "pool.parquet"), encode_letters, size=3)
+
+
+def test_pools_are_made_of_the_half_that_is_meant_for_them(tmp_path, monkeypatch):
+    ids = ["word_1.png", "word_2.png", "001#19", "007#3"]  # the second and third are the pool
+    data = write_words(tmp_path / "words.parquet", ["one", "two", "three", "four"], id=ids)
+    assert sorted(open_pool(str(data), encode_letters, half="pool").pool.texts) == ["three", "two"]
+    assert open_pool(str(data), encode_letters, half="queries", size=1).entries == 2
+    monkeypatch.setattr(epigraph_cli, "encoder_of", lambda *_: encode_letters)
+    done = CliRunner().invoke(epigraph_cli.app, ["pool", "build", str(tmp_path / "pool"), str(data), "--half", "pool"])
+    assert done.exit_code == 0 and "2 entries" in done.stdout, done.output
+    saved = ContextPool.load(tmp_path / "pool", encode_letters)
+    assert sorted(saved.texts) == ["three", "two"]
+    with pytest.raises(ValueError, match="taken as a whole; leave pool_split, pool_source and pool_half out"):
+        open_pool(str(tmp_path / "pool"), encode_letters, half="pool")

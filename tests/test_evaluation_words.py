@@ -265,6 +265,16 @@ def test_folders_with_a_table_are_measured(folder, recogniser, tmp_path):
     assert results["breakdowns"]["records"]["n"] == 4
 
 
+def test_halves_of_a_source_are_pool_and_queries(folder, recogniser, tmp_path):
+    recogniser()
+    ids = ["word_1.png", "word_2.png", "001#19", "007#3"]  # the second and third are the pool
+    data = write_words(tmp_path / "words.parquet", ["one", "two", "three", "four"], id=ids)
+    results = run(folder, data, "--half", "queries", "--context", "knn", "--pool", data, "--pool-half", "pool")
+    assert values(results) == {"36": (1.0, 2)} and results["breakdowns"]["data"]["half"] == "queries"
+    pool = results["breakdowns"]["context"]["pool"]
+    assert (pool["half"], pool["size"], pool["test_images"]) == ("pool", 2, 0)
+
+
 def test_limit_takes_the_first_words(folder, recogniser, tmp_path):
     recogniser({"a": "b"})
     results = run(folder, write_words(tmp_path / "words.parquet", ["a", "c", "d"]), "--limit", "2")
