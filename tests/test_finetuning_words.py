@@ -16,6 +16,8 @@ import epigraph
 from epigraph import cards
 from epigraph.context_pool import ContextPool
 from epigraph.finetuning import main
+from epigraph.models.configuration_e2str import E2STRConfig
+from epigraph.models.modeling_e2str import E2STRForTextRecognition
 from epigraph.reading import load
 from epigraph.training import RecipeError, parse_recipe
 
@@ -106,6 +108,22 @@ def test_an_adapter_reads_with_a_pool_of_its_own_encoder(taught, word_reader):
     assert [example.text for example in result.examples] == ["XY"]
     with pytest.raises(ValueError, match="made by another encoder"):
         epigraph.read(draw("SIGN"), word_reader, pool=pool)
+
+
+def test_a_pool_belongs_to_the_stem_too():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = E2STRConfig(
+        stem_channels=[4, 16],
+        vision_config={"image_size": [8, 32], "patch_size": 4, "intermediate_size": 16, **sizes},
+        resampler_config={"num_hidden_layers": 1, "num_latents": 2, "num_attention_heads": 2, "head_dim": 8},
+        text_config={"ffn_dim": 16, **sizes},
+    )
+    model = E2STRForTextRecognition(config)
+    before = epigraph.encoder(model, None).weights_sha256
+    assert epigraph.encoder(model, None).weights_sha256 == before
+    with torch.no_grad():
+        next(model.model.stem.parameters()).add_(1)
+    assert epigraph.encoder(model, None).weights_sha256 != before
 
 
 def test_evaluation_takes_an_adapter(taught, tmp_path):

@@ -123,7 +123,8 @@ class WordEncoder:
         None where they are of half precision: the pool then compares keys, which are nearly those of full precision.
         """
         model = self.model.base_model
-        return weights_hash(model.vision_model, model.resampler) if model.dtype == torch.float32 else None
+        parts = [part for part in (model.stem, model.vision_model, model.resampler) if part is not None]
+        return weights_hash(*parts) if model.dtype == torch.float32 else None
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
