@@ -160,7 +160,7 @@ class Ours:
         torch.set_num_threads(1)
         folder = checkpoint_folder(name)
         digest = weights_sha256(folder)
-        self.name = f"{folder.resolve().name}-{digest[:8]}"
+        self.name = folder.resolve().name
         self.model, self.processor = load(folder, "word", "cpu")
         self.settings = {} if num_beams is None else {"num_beams": num_beams}
         self.batch_size = batch_size
@@ -273,7 +273,10 @@ def recognisers(arguments: argparse.Namespace) -> tuple[list, dict[str, str]]:
         except Missing as reason:
             skipped[name] = str(reason)
             print(f"{name} is left out: {reason}", file=sys.stderr)
-    return found + [Ours(name, arguments.batch_size, arguments.num_beams) for name in arguments.model], skipped
+    found += [Ours(name, arguments.batch_size, arguments.num_beams) for name in arguments.model]
+    if len({reader.name for reader in found}) < len(found):
+        raise ValueError(f"--model: two of {arguments.model} have the name of one folder; name one at a time.")
+    return found, skipped
 
 
 def compare(arguments: argparse.Namespace, command: str) -> dict:
@@ -284,7 +287,8 @@ def compare(arguments: argparse.Namespace, command: str) -> dict:
     arguments.answers.mkdir(parents=True, exist_ok=True)
     by_reader = {}
     for reader in readers:
-        path = arguments.answers / f"{reader.name}.jsonl"
+        weights = reader.identity.get("weights_sha256", "")[:8]  # answers of other weights stay beside
+        path = arguments.answers / f"{'-'.join(filter(None, (reader.name, weights)))}.jsonl"
         answers = Answers(path, {"reader": reader.name, **reader.identity, "data_sha256": data})
         with tempfile.TemporaryDirectory(prefix="epigraph-peers-") as folder:
             for words in sets:

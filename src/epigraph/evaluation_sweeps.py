@@ -154,6 +154,7 @@ class Sweep:
         rows = word_rows(answers, self.texts, self.sources, self.splits, self.protocol)
         for row in rows:
             row |= asdict(setting) | ({"entries": len(opened.pool)} if opened else {})
+            row |= {"half": self.arguments.half} if self.arguments.half else {}
         rows[0] |= self._counts(answers, plain, opened)
         self.rows += rows
 
