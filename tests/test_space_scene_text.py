@@ -246,6 +246,22 @@ def test_a_correction_reads_all_words_of_the_visit_anew(page, files):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("page", [DESKTOP], indirect=True)
+def test_a_correction_is_of_the_word_that_it_is_written_under(page, files):
+    upload(page, files["sign"], files["cat"])
+    page.locator(".correction input").fill("XY")
+    page.evaluate(
+        """() => {
+          document.querySelectorAll(".words button")[1].click(); // the answer is not there yet
+          document.querySelector(".correction").requestSubmit();
+        }"""
+    )
+    wait_for(page, ".message", "XY is in your pool now.")
+    sign, cat = page.locator(".words button").all_inner_texts()
+    assert sign == "XY\n✓ in your pool" and cat.startswith("cat") and "your pool" not in cat
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [DESKTOP], indirect=True)
 def test_the_number_of_examples_can_be_chosen(page, files):
     upload(page, files["cat"], files["twin"], files["sign"])
     teach(page, "cat")

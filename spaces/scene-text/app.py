@@ -6,7 +6,6 @@ The model is EPIGRAPH_MODEL (a folder or a name on the Hub), by default epigraph
 """
 
 import base64
-import json
 import os
 import shutil
 import tempfile
@@ -99,7 +98,7 @@ def show_pool(visit: Visit | None, file: str | None) -> tuple:
 def show_number(visit: Visit | None, k: int) -> tuple:
     """Read with another number of examples."""
     visit = visit or new_visit()
-    visit.k = min(max(int(k), 0), MOST_EXAMPLES)
+    visit.k = min(max(int(k or 0), 0), MOST_EXAMPLES)
     return shown(visit, changes(visit) if visit.words else "")
 
 
@@ -115,17 +114,20 @@ def changes(visit: Visit) -> str:
     return f"{count} read anew; {len(changed)} changed: {', '.join(first)}{' …' if len(changed) > 3 else '.'}"
 
 
-# What buttons of the page do (`data-act`); each gives a sentence, or raises a ValueError that says what is wrong.
+# What buttons of the page do (`data-act`), by their value and the number of the word that they belong to; each gives
+# a sentence, or raises a ValueError that says what is wrong.
 
 
-def choose(visit: Visit, value: str) -> str:
-    visit.chosen = next((word for word in visit.words if str(word.number) == value), visit.chosen)
+def choose(visit: Visit, value: str, word: str = "") -> str:
+    found = [known for known in visit.words if str(known.number) == value]
+    if not found:
+        raise ValueError("That word is not shown any more; upload it again.")
+    visit.chosen = found[0]
     return ""
 
 
-def teach(visit: Visit, value: str) -> str:
-    if visit.chosen is None:
-        raise ValueError("There is no word to correct; upload one first.")
+def teach(visit: Visit, value: str, word: str) -> str:
+    choose(visit, word)
     if not value.strip():
         raise ValueError("Write what the picture says first.")
     if not visit.teach(visit.chosen, value):
@@ -133,7 +135,7 @@ def teach(visit: Visit, value: str) -> str:
     return f"{value.strip()} is in your pool now. {changes(visit)}"
 
 
-def remove(visit: Visit, value: str) -> str:
+def remove(visit: Visit, value: str, word: str) -> str:
     try:
         visit.remove(value)
     except KeyError:  # pressed twice
@@ -141,23 +143,23 @@ def remove(visit: Visit, value: str) -> str:
     return f"Removed. {changes(visit)}"
 
 
-def undo(visit: Visit, value: str) -> str:
+def undo(visit: Visit, value: str, word: str) -> str:
     visit.undo()
     return f"Taken back. {changes(visit)}"
 
 
-def clear(visit: Visit, value: str) -> str:
+def clear(visit: Visit, value: str, word: str) -> str:
     visit.clear()
     return f"Your pool is empty. {changes(visit)}"
 
 
-def example(visit: Visit, value: str) -> str:
+def example(visit: Visit, value: str, word: str) -> str:
     pictures, _ = open_files(EXAMPLES.get(value, []))
     visit.read([(path.stem, picture) for path, (_, picture) in zip(EXAMPLES.get(value, []), pictures)])
     return f"{len(pictures)} words were read. Correct one, and see what becomes of the others."
 
 
-def paste(visit: Visit, value: str) -> str:
+def paste(visit: Visit, value: str, word: str) -> str:
     if value == "empty":
         raise ValueError("There is no picture in the clipboard. Copy one first.")
     raise ValueError("The browser does not let this page look into the clipboard. Press Ctrl+V, or upload a file.")
@@ -166,16 +168,15 @@ def paste(visit: Visit, value: str) -> str:
 ACTS = {act.__name__: act for act in (choose, teach, remove, undo, clear, example, paste)}
 
 
-def show_act(visit: Visit | None, command: str) -> tuple:
-    """Do what a button says; `command` is as desk.js writes it."""
+def show_act(visit: Visit | None, pressed: gr.EventData) -> tuple:
+    """Do what a button says; desk.js tells which."""
     visit = visit or new_visit()
     try:
-        asked = json.loads(command)
-        act, value = ACTS[asked["act"]], str(asked["value"])
-    except (ValueError, TypeError, KeyError):
+        act, value, word = ACTS[pressed.act], str(pressed.value), str(pressed.word)
+    except (AttributeError, KeyError, TypeError):
         return shown(visit, "This page does not know that button; reload it.", wrong=True)
     try:
-        return shown(visit, act(visit, value))
+        return shown(visit, act(visit, value, word))
     except ValueError as error:
         return shown(visit, str(error), wrong=True)
 
@@ -301,7 +302,7 @@ with gr.Blocks(title="Word reader that learns", analytics_enabled=False, delete_
     outputs = [state, message, words, answer, pool]
     quiet = {"show_progress": "hidden", **of_page}
     files.upload(show_files, [state, files], [files, *outputs], trigger_mode="multiple", **quiet)
-    desk.act(show_act, [state, desk], outputs, trigger_mode="multiple", **quiet)
+    desk.act(show_act, state, outputs, trigger_mode="multiple", **quiet)
     desk.save(save_pool, state, saver, trigger_mode="once", **quiet)
     number.change(show_number, [state, number], outputs, trigger_mode="always_last", **quiet)
     pool_file.upload(show_pool, [state, pool_file], outputs, show_progress_on=message, **of_page)

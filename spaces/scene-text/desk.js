@@ -1,9 +1,9 @@
-// What is pressed anywhere on the page (gr.HTML, js_on_load): props.value is {"act", "value", "turn"} as JSON.
+// What is pressed anywhere on the page (gr.HTML, js_on_load) becomes an event with its act, value and word, the last of
+// which is the one whose answer it was pressed in: that need not be the one that was chosen meanwhile.
 // Pictures are pasted anywhere; they go the way of chosen files, through the field named by .pictures.
-let turn = 0;
-const act = (name, value) => {
-  props.value = JSON.stringify({ act: name, value, turn: ++turn }); // the same twice are two
-  trigger(name === "download" ? "save" : "act");
+const act = (name, value, place) => {
+  const word = place?.closest("[data-word]")?.dataset.word ?? "";
+  trigger(name === "download" ? "save" : "act", { act: name, value, word });
 };
 
 document.addEventListener("click", (event) => {
@@ -11,14 +11,14 @@ document.addEventListener("click", (event) => {
   if (!button || button.ariaDisabled === "true") return;
   if (button.dataset.act === "paste") pasteFromClipboard();
   else if (button.dataset.act === "upload") document.querySelector("input[type=file][accept='.zip']").click();
-  else act(button.dataset.act, button.value);
+  else act(button.dataset.act, button.value, button);
 });
 
 document.addEventListener("submit", (event) => {
   const form = event.target.closest("form[data-act]");
   if (!form) return;
   event.preventDefault();
-  act(form.dataset.act, form.elements.value.value);
+  act(form.dataset.act, form.elements.value.value, form);
 });
 
 function take(files) {

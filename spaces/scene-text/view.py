@@ -88,7 +88,8 @@ def answer(visit: Visit) -> str:
     reading = word.reading
     words = "Doubtful" if doubtful(reading) else "Probably right"
     return (
-        f"<div class=answer><img class=picture alt='{html.escape(word.name)}' src='{uri(word.picture)}'>"
+        f"<div class=answer data-word={word.number}>"
+        f"<img class=picture alt='{html.escape(word.name)}' src='{uri(word.picture)}'>"
         f"<p class=text>{html.escape(reading.text) or '<i>nothing</i>'}</p>{_characters(reading)}"
         f"<p class=confidence><meter low=0.5 high=0.5 optimum=1 value={reading.score:.3f} aria-hidden=true></meter>"
         f"<span><b>{words}: {percent(reading.score)}</b> for the whole word.</span></p>"
