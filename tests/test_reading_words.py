@@ -433,6 +433,10 @@ def test_words_are_read_by_the_shipped_model_where_none_is_named(shipped, loaded
     draw("Exit").save("exit.png")
     result = CliRunner().invoke(app, ["read", "exit.png", "--task", "word"])
     assert result.exit_code == 0 and result.stdout.split("\t")[-1].strip() == "Exit"
+    draw("42").save("42.png")
+    assert CliRunner().invoke(app, ["pool", "add", "pool", "42.png", "24"]).exit_code == 0
+    found = CliRunner().invoke(app, ["pool", "search", "pool", "exit.png", "--k", "1"])
+    assert found.exit_code == 0 and found.stdout.startswith("exit.png\t")
 
 
 def test_without_its_weights_the_shipped_model_is_one_of_the_hub(tmp_path, monkeypatch):
