@@ -5,10 +5,12 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fake_samples import write_words
+from fake_samples import png, write_words
+from word_drawings import WORDS, draw
 
-pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -134,6 +136,24 @@ def test_answers_are_kept(peers, started, data):
     write_words(data, ["other"], source=["signs"])
     with pytest.raises(ValueError, match="tesseract.jsonl holds answers of .* name another --answers folder"):
         run(peers, data, "--peers", "tesseract")
+
+
+def test_our_models_read_beside_them(peers, word_reader, tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    rows = {"image": [png(np.asarray(draw(word))) for word in WORDS], "text": WORDS, "id": list("abcd")}
+    rows |= {"split": ["test"] * 4, "source": ["signs"] * 4}
+    data = tmp_path / "words.parquet"
+    datasets.Dataset.from_dict(rows).to_parquet(data)
+    given = ["--peers", "--model", word_reader, "--num_beams", "1"]
+    results = run(peers, data, *given)
+    name = word_reader.name
+    assert values(results) == {(name, None): (1.0, 4)} and len(results["readers"][name]["weights_sha256"]) == 64
+    kept = data.parent / "answers" / f"{name}-{results['readers'][name]['weights_sha256'][:8]}.jsonl"
+    assert len(kept.read_text().splitlines()) == 1 + 4
+    monkeypatch.setattr(peers, "read_all", None)
+    assert run(peers, data, *given)["rows"] == results["rows"], "nothing is left to be read"
+    with pytest.raises(ValueError, match="have the name of one folder"):
+        run(peers, data, *given, "--model", word_reader, word_reader)
 
 
 def test_an_image_that_a_peer_cannot_open_is_its_wrong_answer(peers, started, tmp_path):
