@@ -127,10 +127,13 @@ def test_nothing_is_computed_twice(word_reader, words, examples, tmp_path, monke
     assert sum(generated) <= 6 * (1 + 2 + 2 * 3)
     encoded.clear(), generated.clear()
     again = run(word_reader, words, examples, output, *settings)
+    assert again["command"] == first["command"]
     assert again["rows"] == first["rows"] and not encoded and not generated, "all of it was there"
     more = run(word_reader, words, examples, output, "--context", "knn", "--k", "2", "3", "--pool_size", "6")
     assert more["rows"][: len(first["rows"])] == first["rows"] and len(more["rows"]) == len(first["rows"]) + 3
     assert sum(generated) == 6 + 6, "without examples, and k 3"
+    commands = more["command"].split("\n")
+    assert commands[0] == first["command"] and len(commands) == 2 and "--k 2 3" in commands[1]
 
 
 def test_a_run_that_is_stopped_goes_on(swept, word_reader, words, examples, tmp_path, monkeypatch):

@@ -262,7 +262,7 @@ def _identity(arguments: EvaluationArguments) -> dict:
 
 
 def _known_rows(arguments: EvaluationArguments, results: dict, of: dict) -> list[dict]:
-    """What an earlier run has written to the output."""
+    """What earlier runs have written to the output; their commands come before that of `results`."""
     if not arguments.output or not Path(arguments.output).exists():
         return []
     try:
@@ -278,6 +278,9 @@ def _known_rows(arguments: EvaluationArguments, results: dict, of: dict) -> list
             f"--output {arguments.output} holds a sweep with another {different[0]} "
             f"({theirs.get(different[0])}, not {ours[different[0]]}); name another file."
         )
+    if standing["command"] != results["command"]:  # several runs make one file
+        commands = [*standing["command"].split("\n"), results["command"]]
+        results["command"] = "\n".join(dict.fromkeys(commands))
     return standing["rows"]
 
 
