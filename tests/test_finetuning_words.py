@@ -110,6 +110,13 @@ def test_an_adapter_reads_with_a_pool_of_its_own_encoder(taught, word_reader):
         epigraph.read(draw("SIGN"), word_reader, pool=pool)
 
 
+def test_training_goes_on_from_an_adapter_of_words(taught):
+    from epigraph.pretraining import task_of
+    from epigraph.training import PretrainArguments
+
+    assert task_of(PretrainArguments(output_dir="x", train_data="y", model=str(taught / "final"))) == "words"
+
+
 def test_a_pool_belongs_to_the_stem_too():
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     config = E2STRConfig(

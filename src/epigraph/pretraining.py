@@ -407,7 +407,7 @@ def new_config(settings: dict):
 
 def task_of(args: PretrainArguments) -> str:
     """What is trained; `RecipeError` where there is no such model, or it cannot be trained for that."""
-    from .adapters import is_adapter
+    from .adapters import base_of, is_adapter
     from .reading import checkpoint_folder, load_config
 
     if isinstance(args.model, dict):
@@ -416,8 +416,9 @@ def task_of(args: PretrainArguments) -> str:
             raise RecipeError(f"model: there is no model_type {model_type!r}.")
     else:
         folder = checkpoint_folder(args.model)
-        # An adapter states no type; those that are read here are of formula models.
-        model_type = "comer" if is_adapter(folder) else load_config(folder, args.model).model_type
+        if is_adapter(folder):  # it states no type
+            folder = checkpoint_folder(base_of(folder))
+        model_type = load_config(folder, args.model).model_type
     tasks = TASKS.get(model_type)
     if tasks is None:
         raise RecipeError(f"model: recipes train {', '.join(TASKS)}, not {model_type}.")
