@@ -236,8 +236,12 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
         ({}, {"task": "formulas"}, "task: a pixelvit model is trained for classification or pixels, not 'formulas'"),
         ({"model_type": "vit"}, {}, "model: recipes train comer, e2str, pixelvit, not vit"),
         ({}, {"attn_implementation": "telepathy"}, "attn_implementation: .*telepathy"),
-        ({}, {"images_per_sequence": 2}, "images_per_sequence, alike: classification take"),
-        ({}, {"train_data": [{"path": "x"}]}, "train_data, images_per_sequence, alike: classification take paths"),
+        ({}, {"images_per_sequence": 2, "alike": 0.5}, "images_per_sequence, alike: of words only, not of class"),
+        (
+            {},
+            {"train_data": [{"path": "x"}]},
+            "train_data: classification take paths alone",
+        ),
         ({}, {"schedule": "stairs"}, "schedule must be one of linear, cosine, not 'stairs'"),
     ],
 )

@@ -159,6 +159,15 @@ def test_words_in_context_go_on_from_single_words(recipe, tmp_path):
     assert "loss" in json.loads((tmp_path / "context" / "metrics.jsonl").read_text().splitlines()[0])
 
 
+def test_characters_are_exchanged_without_the_ctc_head(recipe, tmp_path):
+    more = {"images_per_sequence": 4, "batch_size": 2, "max_steps": 1, "exchange": 0.5, "alike": 0.5}
+    file = recipe({"ctc_loss_weight": 0.5}, **more)
+    run(file)
+    final = tmp_path / "run" / "final"
+    assert AutoConfig.from_pretrained(final).ctc_loss_weight == 0
+    assert not any("ctc" in name for name in load_file(final / "model.safetensors"))
+
+
 def test_alphabet_makes_the_vocabulary_and_words_outside_it_are_left_out(recipe, tmp_path):
     run(recipe(processor={"characters": "a"}, max_steps=1))
     assert AutoConfig.from_pretrained(tmp_path / "run" / "final").text_config.vocab_size == 5
@@ -200,6 +209,7 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path, precision):
         ({}, {"augmentation": {"colour": 2}}, "augmentation: colour is a chance from 0 to 1, not 2"),
         ({}, {"augmentation": {"part": 0.5}, "images_per_sequence": 4}, "augmentation: part is of single words only"),
         ({}, {"alike": 1.5, "images_per_sequence": 4}, "alike is a share of sequences of several images, from 0 to 1"),
+        ({}, {"exchange": -0.5}, "exchange is a share of sequences of several images, from 0 to 1, not -0.5"),
         ({}, {"alike": 0.5}, "alike is a share of sequences of several images, from 0 to 1, not 0.5"),
         ({}, {"images_per_sequence": 0}, "images_per_sequence must be at least 1, not 0"),
         ({}, {"train_data": {"path": "x", "wait": 1}}, "train_data: unknown key wait; known are held_out, path"),

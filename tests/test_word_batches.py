@@ -12,7 +12,7 @@ from epigraph.models.processing_e2str import e2str_processor
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("cv2")
 from epigraph.data.word_augmentation import WordAugmentation, resized, varied_copy, warped  # noqa: E402
-from epigraph.data.word_batches import WordDataset, WordLoader, WordSource, in_context, kinds, split_word  # noqa: E402
+from epigraph.data.word_batches import WordDataset, WordLoader, WordSource, exchanged, in_context, kinds, split_word  # noqa: E402
 
 # Of a word "AbC" in 40 x 10 pixels: right edges at 12, 20 and 38, the middle one slanted.
 QUADS = np.array(
@@ -269,6 +269,43 @@ def test_a_share_of_the_sequences_has_words_of_one_kind():
     assert count == 46 and one >= 46 - 6, "where one kind ends and the next begins they are mixed"
     half, _ = alike(0.5)
     assert 23 - 6 <= half <= 25 and alike(0.0)[0] < 3
+
+
+def test_characters_stand_for_each_other_and_are_known_where_they_were_there_before():
+    own = ["cab-7", "bad", "dad7", "e"]
+    for seed in range(20):
+        new, known = exchanged(own, np.random.default_rng(seed))
+        writing = {a: b for old, text in zip(own, new) for a, b in zip(old, text)}
+        assert ["".join(writing[character] for character in text) for text in own] == new, "one writing for all"
+        changed = {a for a, b in writing.items() if a != b}
+        assert 2 <= len(changed) and changed <= set("ab7d"), "of two texts at least, and no signs"
+        assert {writing[a] for a in changed} == changed
+        seen = ""
+        for old, flags in zip(own, known):
+            for place, (character, flag) in enumerate(zip(old, flags, strict=True)):
+                assert flag == (character not in changed or character in seen + old[:place])
+            seen += old
+    assert exchanged(["ab", "c"], np.random.default_rng(0)) == (["ab", "c"], [[True] * 2, [True]])
+
+
+def test_characters_that_cannot_be_known_have_no_label():
+    def batch(exchange):
+        load = loader(images=6, batch_size=1, weights=(1, 1e-9))
+        load.dataset = WordDataset(load.dataset.rows, SIZE, 6, exchange=exchange)
+        return next(load(0))
+
+    plain, other = batch(0.0), batch(1.0)
+    assert torch.equal(plain["pixel_values"], other["pixel_values"])
+    (old,), (new,), (labels,) = plain["input_ids"], other["input_ids"], other["labels"]
+    changed = set(old[old != new].tolist())
+    assert len(changed) > 1
+    for place, (token, label) in enumerate(zip(old.tolist(), labels.tolist())):
+        if plain["labels"][0, place] == -100:
+            assert label == -100
+        elif token in changed and token not in old[:place].tolist():
+            assert label == -100, "nothing says what it stands for"
+        else:
+            assert label == new[place]
 
 
 def test_a_sequence_is_varied_by_one_draw():

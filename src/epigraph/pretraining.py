@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 TASKS = {"comer": ("formulas",), "e2str": ("words",), "pixelvit": ("classification", "pixels")}
 # Settings that mean nothing to images and words.
 OF_FORMULAS = ("zoom", "max_pixels", "max_image_pixels", "max_label_length", "freeze_norms_at")
+# Settings that mean nothing to formulas and images.
+OF_SEQUENCES = ("images_per_sequence", "alike", "exchange")
 
 
 # --------------------------------------------------------------------------------------------------------- formulas
@@ -335,8 +337,10 @@ def pretrain_words(args: PretrainArguments):
         raise RecipeError(f"images_per_sequence must be at least 1, not {args.images_per_sequence}.")
     if args.images_per_sequence > 1 and (args.augmentation or {}).get("part"):
         raise RecipeError("augmentation: part is of single words only; sequences show parts by themselves (Split).")
-    if not 0 <= args.alike <= 1 or args.alike and args.images_per_sequence == 1:
-        raise RecipeError(f"alike is a share of sequences of several images, from 0 to 1, not {args.alike}.")
+    for name in ("alike", "exchange"):
+        share = getattr(args, name)
+        if not 0 <= share <= 1 or share and args.images_per_sequence == 1:
+            raise RecipeError(f"{name} is a share of sequences of several images, from 0 to 1, not {share}.")
     refuse_unknown("augmentation", args.augmentation, [f.name for f in fields(WordAugmentation)])
     try:
         augmentation = WordAugmentation(**args.augmentation) if args.augmentation else None
@@ -344,6 +348,9 @@ def pretrain_words(args: PretrainArguments):
         raise RecipeError(str(error)) from None
     sources = word_sources(args)
     model, processor = word_model(args)
+    if args.exchange and model.config.ctc_loss_weight:
+        logger.warning("exchange: the CTC head, which sees no examples, is left out from here on")
+        model.config.ctc_loss_weight, model.ctc_head = 0.0, None
     characters = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens) - {" "}
     parts, held_out = [], {}
     for source in sources:
@@ -354,7 +361,8 @@ def pretrain_words(args: PretrainArguments):
     if args.eval_data:
         held_out["eval_data"] = load_words(args.eval_data, args.eval_split)
     size = processor.image_processor.size
-    dataset = WordDataset(parts, (size["height"], size["width"]), args.images_per_sequence, augmentation, args.seed)
+    size = size["height"], size["width"]
+    dataset = WordDataset(parts, size, args.images_per_sequence, augmentation, args.seed, args.exchange)
     weights = [len(rows) if source.weight is None else source.weight for source, rows in zip(sources, parts)]
     loader = WordLoader(dataset, weights, processor, args.batch_size, args.num_workers, args.alike)
     return model, loader, word_evaluation(held_out, processor, args) if held_out else None, processor
@@ -458,8 +466,10 @@ def main(argv: list[str] | None = None) -> None:
     task = task_of(args)
     if task == "words":
         model, loader, evaluate, processor = pretrain_words(args)
-    elif not all(isinstance(path, str) for path in args.train_data) or changed(args, ("images_per_sequence", "alike")):
-        raise RecipeError(f"train_data, images_per_sequence, alike: {task} take paths alone, and single images.")
+    elif of_words := changed(args, OF_SEQUENCES):
+        raise RecipeError(f"{', '.join(of_words)}: of words only, not of {task}.")
+    elif not all(isinstance(path, str) for path in args.train_data):
+        raise RecipeError(f"train_data: {task} take paths alone.")
     elif task == "formulas":
         model, loader, evaluate, processor = pretrain_formulas(args)
     else:

@@ -121,6 +121,9 @@ class PretrainArguments(LoopArguments):
     alike: float = field(
         default=0.0, metadata={"help": "Share of sequences with words of one font, all with digits or all without."}
     )
+    exchange: float = field(
+        default=0.0, metadata={"help": "Share of sequences in which some characters stand for others."}
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={"help": "eager, sdpa, blocked ...; by default sdpa, or blocked for images in bf16 on CPUs."},

@@ -7,6 +7,7 @@ Transform; Zhao et al., CVPR 2024, section 3.2): what a word looks like is then 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,32 @@ def in_context(
     return [sequence[index] for index in rng.permutation(len(sequence))[:images]]
 
 
+def exchanged(texts: Sequence[str], rng: np.random.Generator) -> tuple[list[str], list[list[bool]]]:
+    """The texts of a sequence in a writing of its own: some of its letters and digits stand for each other.
+
+    What such a character is can be learnt from the examples before it alone, by what it looks like. A decoder that
+    starts at random hardly learns otherwise to look at its examples, as images mostly speak for themselves. The idea
+    is that of symbol tuning (Wei et al., EMNLP 2023, arXiv 2305.08298).
+
+    Args:
+        texts: of images in their order.
+        rng: draws two to eight characters of those that occur in two texts at least.
+
+    Returns:
+        The new texts; and for each character whether it can be known: it stands for itself, or was there before.
+    """
+    counts = Counter(character for text in texts for character in set(text) if character.isalnum())
+    often = sorted(character for character, count in counts.items() if count > 1)
+    chosen = rng.permutation(often)[: rng.integers(2, 9)].tolist()
+    writing, seen, known = dict(zip(chosen, chosen[1:] + chosen[:1])), set(), []
+    for text in texts:
+        known.append([])
+        for character in text:
+            known[-1].append(character not in writing or character in seen)
+            seen.add(character)
+    return ["".join(writing.get(character, character) for character in text) for text in texts], known
+
+
 def kinds(texts: Sequence[str], fonts: Sequence[str | None]) -> np.ndarray:
     """Which words are of one kind: of one font, and all of letters, of letters and digits, or of neither but digits.
 
@@ -170,6 +197,7 @@ class WordDataset(torch.utils.data.Dataset):
         images: of a sequence; 1 gives single words.
         augmentation: how words are varied; None leaves them as they are. In a sequence of several all words are
             varied by the same draw, as if one camera had seen them.
+        exchange: share of sequences in which some characters stand for others (`exchanged`).
         seed: with epoch and place it determines every variation.
     """
 
@@ -180,6 +208,7 @@ class WordDataset(torch.utils.data.Dataset):
         images: int = 1,
         augmentation: WordAugmentation | None = None,
         seed: int = 0,
+        exchange: float = 0.0,
     ):
         import datasets
 
@@ -189,6 +218,7 @@ class WordDataset(torch.utils.data.Dataset):
         self.rows = [part.cast_column("image", datasets.Image(decode=False)) for part in rows]
         self.starts = np.cumsum([0, *map(len, self.rows)])
         self.size, self.images, self.augmentation, self.seed = size, images, augmentation, seed
+        self.exchange = exchange
         self.kinds = np.zeros(len(self), int)
         if images > 1:
             fonts = [part["font"] if "font" in part.column_names else [None] * len(part) for part in parts]
@@ -215,23 +245,27 @@ class WordDataset(torch.utils.data.Dataset):
                 found[place] = _word(*row)
         return found
 
-    def __getitems__(self, keys: list[tuple[int, int, list[int]]]) -> list[list[tuple[np.ndarray, str]]]:
+    def __getitems__(self, keys: list[tuple[int, int, list[int]]]) -> list[list[tuple]]:
         words = iter(self.words([row for _, _, rows in keys for row in rows]))
         return [self.sequence(epoch, place, [next(words) for _ in rows]) for epoch, place, rows in keys]
 
-    def sequence(self, epoch: int, place: int, words: list) -> list[tuple[np.ndarray, str]]:
-        """Images (height, width, 3) of one size, and their texts."""
+    def sequence(self, epoch: int, place: int, words: list) -> list[tuple[np.ndarray, str, list[bool]]]:
+        """Images (height, width, 3) of one size, their texts, and which characters of these can be known."""
         rng = np.random.default_rng([self.seed, epoch, place])
         if self.images > 1:
             shown, draw = in_context(words, self.images, self.size, rng), int(rng.integers(2**32))
-            if self.augmentation is None:
-                return shown
-            return [(self.augmentation(image, self.size, np.random.default_rng(draw)), text) for image, text in shown]
+            images, texts = zip(*shown)
+            if self.augmentation is not None:
+                images = [self.augmentation(image, self.size, np.random.default_rng(draw)) for image in images]
+            known = [[True] * len(text) for text in texts]
+            if self.exchange and rng.random() < self.exchange:
+                texts, known = exchanged(texts, rng)
+            return list(zip(images, texts, known))
         ((image, text, char_quads),) = words
         if self.parts and rng.random() < self.parts and (parts := split_word(image, text, char_quads, rng)):
             image, text = parts[0]
         vary = self.augmentation or (lambda image, size, rng: resized(image, size))
-        return [(vary(image, self.size, rng), text)]
+        return [(vary(image, self.size, rng), text, [True] * len(text))]
 
 
 def _word(name: str, stored: dict, text: str, quads: list | None) -> tuple[np.ndarray, str, np.ndarray | None]:
@@ -313,17 +347,28 @@ class WordLoader:
             )
         )
 
-    def collate(self, sequences: list[list[tuple[np.ndarray, str]]]) -> dict[str, torch.Tensor]:
-        """Sequences to the model's arguments, through the processor; images behind its longest prompt are left out."""
-        sequences = [self.within(sequence) for sequence in sequences]
-        images = [[Image.fromarray(image) for image, _ in sequence] for sequence in sequences]
-        texts = [[text for _, text in sequence] for sequence in sequences]
-        return dict(self.processor(images=images, text=texts, do_resize=False))
+    def collate(self, sequences: list[list[tuple]]) -> dict[str, torch.Tensor]:
+        """Sequences to the model's arguments, through the processor; images behind its longest prompt are left out.
 
-    def within(self, sequence: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
+        Characters that cannot be known have no label.
+        """
+        sequences = [self.within(sequence) for sequence in sequences]
+        images = [[Image.fromarray(image) for image, _, _ in sequence] for sequence in sequences]
+        texts = [[text for _, text, _ in sequence] for sequence in sequences]
+        batch = dict(self.processor(images=images, text=texts, do_resize=False))
+        for labels, sequence in zip(batch["labels"], sequences):
+            known = [flag for _, _, flags in sequence for flag in [*flags, True]]  # the last is the end of the text
+            if not all(known):
+                places = (labels != -100).nonzero()[:, 0]
+                if len(places) != len(known):
+                    raise ValueError("exchange: each character must be a token; leave it out for other tokenizers.")
+                labels[places[~torch.tensor(known)]] = -100
+        return batch
+
+    def within(self, sequence: list[tuple]) -> list[tuple]:
         """As much of a sequence as the model reads; no text has more tokens than characters."""
-        ends = np.cumsum([len(text) + 2 for _, text in sequence]) + 1
+        ends = np.cumsum([len(text) + 2 for _, text, _ in sequence]) + 1
         return sequence[: max(1, int((ends <= self.processor.tokenizer.model_max_length).sum()))]
 
 
-__all__ = ["WordDataset", "WordLoader", "WordSource", "in_context", "kinds", "split_word"]
+__all__ = ["WordDataset", "WordLoader", "WordSource", "exchanged", "in_context", "kinds", "split_word"]
