@@ -1,5 +1,7 @@
 """Pools as words are measured with them: what each mode of context finds, and how entries are chosen by chance."""
 
+import json
+
 import numpy as np
 import pytest
 from fake_samples import encode_letters, png, word_picture, write_words, written_in
@@ -105,6 +107,21 @@ def test_what_cannot_be_an_entry_is_counted(tmp_path):
     assert opened.refused == 2 and len(opened.pool) == 2 and opened.entries == 4
     with pytest.raises(ValueError, match="2 entries can be used, of which 3 were .*; of 4, 0 are test .* 2 cannot be"):
         open_pool(str(tmp_path / "pool.parquet"), encode_letters, size=3)
+
+
+def test_what_synth_wrote_is_words_and_not_a_saved_pool(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_words(
+        tmp_path / "data" / "00000.parquet", ["one", "two", "three"], id=["word_1.png", "word_2.png", "001#19"]
+    )
+    written = {"format": "parquet", "num_samples": 3, "recipe": {"kind": "crops"}, "shards": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(written))
+    assert sorted(open_pool(str(tmp_path), encode_letters, half="pool").pool.texts) == ["three", "two"]
+    with pytest.raises(ValueError, match="is no pool but what epigraph synth wrote; make one of it: epigraph pool"):
+        ContextPool.load(tmp_path, encode_letters)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        open_pool(str(tmp_path), encode_letters)
 
 
 def test_pools_are_made_of_the_half_that_is_meant_for_them(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from .data.leaks import look_of, same_look
 from .data.readers import expand_path
 from .data.words import Half, half_of, load_words
 from .pool_entries import check_text, open_crop, pixels_hash
+from .pool_storage import holds_pool
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -194,7 +195,7 @@ class Pools:
     ):
         self.path, self.encode, self.test = path, encode, test
         self.folder, self.rows = expand_path(path), None
-        if self.folder.exists() and not (self.folder / "manifest.json").is_file():
+        if self.folder.exists() and not holds_pool(self.folder):
             self.rows = half_of(load_words(path, split, source), half, path)
             self.pixels = set() if test is None else set(pixels_of(Contents(test))) - {None}
         elif (split, source, half) != (None, None, None):

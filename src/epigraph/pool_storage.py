@@ -86,6 +86,20 @@ class Manifest:
         return [shard for operation in self.operations for shard in operation.shards]
 
 
+def holds_pool(folder: Path) -> bool:
+    """Whether a folder has a manifest, sound or damaged, that is not one of `epigraph synth`."""
+    try:
+        return read_manifest(folder) is not None
+    except NoPoolError:
+        return False
+    except ValueError:
+        return True
+
+
+class NoPoolError(ValueError):
+    """A folder with words, whose manifest.json is not that of a pool."""
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder, None where it has none; ValueError where it is damaged or of a later format."""
     path = folder / MANIFEST
@@ -97,6 +111,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or build the pool again.") from None
+    if isinstance(content, dict) and {"recipe", "num_samples"} <= content.keys():
+        raise NoPoolError(
+            f"{folder} is no pool but what epigraph synth wrote; make one of it: epigraph pool build POOL {folder}"
+        )
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise ValueError(f"{path} was written by a later version of epigraph (format {version}); update epigraph.")
