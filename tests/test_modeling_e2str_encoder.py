@@ -127,6 +127,29 @@ def test_texts_of_more_characters_than_frames_do_not_count(model):
     assert loss == 0 and not tokens.grad.any()
 
 
+def test_a_compiled_model_teaches_each_image_its_own_text(model):
+    """A compiled graph encodes what fills up the batch, too: here behind the first prompt."""
+    model.eval()
+    ids, labels = prompts(["hello"], ["ab", "a", "hello"])
+    images = torch.randn(2, 3, 3, 16, 32)
+    with torch.no_grad():
+        expected = model(images, ids, (ids != 0).long(), labels).loss
+        compiled = torch.compile(model, backend="eager")(images, ids, (ids != 0).long(), labels).loss
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_pads_and_images_are_no_characters(model):
+    ids, labels = prompts(["ab", "a"], ["hello"])
+    tokens = model.eval().model.image_tokens(torch.randn(3, 3, 16, 32))
+    torch.testing.assert_close(model.ctc_head(tokens, ids, ids), model.ctc_head(tokens, ids, labels))
+
+
+def test_a_model_loads_without_the_head_that_it_was_trained_with(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded, info = E2STRForTextRecognition.from_pretrained(tmp_path, ctc_loss_weight=0.0, output_loading_info=True)
+    assert loaded.ctc_head is None and not any(info.values())
+
+
 def test_latents_that_are_given_have_no_ctc_loss(model):
     ids, labels = prompts(["ab"])
     latents = model.encode(torch.randn(1, 3, 16, 32))[1][None]

@@ -41,7 +41,7 @@ class E2STRModelOutput(BaseModelOutputWithPast):
         latents: (batch, images, latents, width) of the images that were encoded or given; zeros for those that no
             prompt stands for.
         image_hidden_states: (images, tokens, width) of the ViT, of the images that were encoded for prompts, one
-            prompt after the other.
+            prompt after the other; in a compiled graph of those that fill up the batch, too.
     """
 
     latents: torch.FloatTensor | None = None
@@ -471,13 +471,11 @@ class E2STRModel(E2STRPreTrainedModel):
         if not len(pixel_values):
             own = self.resampler.latents
             return own.new_zeros(batch, images, *own.shape), None
+        which = slice(None)
         if distinct and len(pixel_values) > 1:
             pixel_values, which = pixel_values.unique(dim=0, return_inverse=True)
-            tokens = self.image_tokens(pixel_values)
-            encoded, tokens = self.resampler(tokens)[which], tokens[which]
-        else:
-            tokens = self.image_tokens(pixel_values)
-            encoded = self.resampler(tokens)
+        tokens = self.image_tokens(pixel_values)
+        encoded, tokens = self.resampler(tokens)[which], tokens[which]
         return encoded.new_zeros(batch, images, *encoded.shape[1:]).index_put((present,), encoded), tokens
 
     @can_return_tuple
@@ -551,6 +549,7 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
     """E2STR with its language head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^ctc_head\."]  # of training, where ctc_loss_weight is set to 0 after it
 
     def __init__(self, config: E2STRConfig):
         super().__init__(config)
@@ -588,13 +587,10 @@ class E2STRForTextRecognition(E2STRPreTrainedModel, E2STRGenerationMixin):
         outputs = dict(self.model(pixel_values, input_ids, attention_mask, context_latents, **kwargs))
         logits, loss = self.lm_head(outputs.pop("last_hidden_state")), None
         if labels is not None:
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction=reduction)
-            if num_items_in_batch is not None:
-                loss = loss / num_items_in_batch
-            tokens = outputs.get("image_hidden_states")
+            predicted, tokens = labels[:, 1:], outputs.get("image_hidden_states")
+            items = (predicted != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), predicted.flatten(), reduction="sum") / items
             if self.ctc_head is not None and tokens is not None and context_latents is None:
-                items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
                 loss = loss + self.config.ctc_loss_weight * self.ctc_head(tokens, input_ids, labels) / items
         return E2STROutput(loss=loss, logits=logits, **outputs)
 

@@ -64,7 +64,7 @@ class E2STRStem(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels])
         counts = [0, *[blocks] * (len(channels) - 1)]
         self.blocks = nn.ModuleList(
-            [nn.Sequential(*[E2STRStemBlock(width) for _ in range(count)]) for width, count in zip(channels, counts)]
+            [nn.ModuleList([E2STRStemBlock(width) for _ in range(count)]) for width, count in zip(channels, counts)]
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,7 +72,9 @@ class E2STRStem(nn.Module):
         images = images.to(self.convolutions[0].weight.dtype)  # as the ViT does
         hidden = images.contiguous(memory_format=torch.channels_last)
         for convolution, norm, blocks in zip(self.convolutions, self.norms, self.blocks):
-            hidden = blocks(F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+            hidden = F.gelu(norm(convolution(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            for block in blocks:
+                hidden = block(hidden)
         return hidden
 
 
@@ -103,21 +105,28 @@ class E2STRCTCHead(nn.Module):
         bias[text.pad_token_id] = math.log(9 * text.vocab_size)
         return bias
 
+    @torch.compiler.disable  # how many images and characters there are depends on the texts
     def forward(self, tokens: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss summed over images: a scalar.
 
         Args:
-            tokens: (images, tokens, width), of the images of each prompt in order.
+            tokens: (images, tokens, width), of the images of each prompt in order; or of as many images for every
+                prompt, of which the last ones fill up the batch.
             input_ids, labels: (batch, length); the labels behind an image are its text, and images without any do not
                 count. Texts of more characters than frames do not either.
         """
         config = self.config
+        shown = input_ids == config.image_token_id
+        if len(tokens) > (count := shown.sum(1)).sum():
+            images = len(tokens) // len(count)
+            tokens = tokens[(torch.arange(images, device=count.device) < count[:, None]).flatten()]
         rows, columns = config.token_grid
         pooled = tokens.unflatten(1, (rows, columns)).mean(1)
         pooled = self.norm(pooled.flatten(0, 1).to(self.bias.dtype)).view_as(pooled)
         frames = self.classifier(pooled).unflatten(-1, (self.frames_per_column, -1)).flatten(1, 2) + self.bias
         special = [-100, config.end_of_chunk_token_id, config.eos_token_id, config.bos_token_id]
-        image = (input_ids == config.image_token_id).flatten().cumsum(0).view_as(labels) - 1
+        special += [config.image_token_id, config.text_config.pad_token_id]
+        image = shown.flatten().cumsum(0).view_as(labels) - 1
         character = torch.isin(labels, labels.new_tensor(special), invert=True) & (image >= 0)
         lengths = torch.bincount(image[character], minlength=len(tokens))
         losses = F.ctc_loss(
