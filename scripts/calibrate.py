@@ -26,6 +26,7 @@ from epigraph.data.readers import load_formulas
 from epigraph.data.word_batches import WordSource
 from epigraph.data.words import load_words
 from epigraph.evaluation import evaluate_formulas, write_json
+from epigraph.finetuning_words import characters_of
 from epigraph.reading import TASKS_OF, checkpoint_folder, load
 
 LEAST = 50  # readings; two numbers cannot be fitted on a handful
@@ -84,9 +85,8 @@ def words(model, processor, arguments: argparse.Namespace) -> dict[str, tuple[st
     from epigraph.evaluation_words import evaluate_words
 
     if arguments.held_out:
-        characters = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens) - {" "}
         source = WordSource(arguments.data, arguments.split, arguments.source, held_out=arguments.held_out)
-        _, dataset = source.load(characters)
+        _, dataset = source.load(characters_of(processor))
     else:
         dataset = load_words(arguments.data, arguments.split, arguments.source)
     model.config.score_calibration = model.config.char_score_calibration = None  # the scores are then the model's own

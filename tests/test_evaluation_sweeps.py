@@ -174,6 +174,21 @@ def test_files_of_another_sweep_stay_as_they_are(swept, word_reader, words, exam
         run(word_reader, words, examples, output, *ALL)
 
 
+def test_one_more_setting_is_added_to_a_sweep_and_replaces_nothing(word_reader, words, examples, tmp_path):
+    output = tmp_path / "sweep.json"
+    swept = run(word_reader, words, examples, output, "--context", "none", "knn", "--k", "1")
+    unreadable = {"value": 1 / 6, "n": 6, "first": ["words3: it is too small."]}
+    output.write_text(json.dumps(swept | {"breakdowns": swept["breakdowns"] | {"unreadable": unreadable}}))
+    again = run(word_reader, words, examples, output, "--context", "knn", "--k", "1")
+    assert again["rows"] == swept["rows"], "it was measured before"
+    assert again["breakdowns"]["unreadable"] == unreadable, "nothing was read that would say otherwise"
+    more = run(word_reader, words, examples, output, "--context", "knn", "--k", "2")
+    rows, added = more["rows"][: len(swept["rows"])], more["rows"][len(swept["rows"]) :]
+    assert rows == swept["rows"] and {(row["context"], row["k"]) for row in added} == {("knn", 2)}
+    rows = [row | {"half": "queries"} for row in more["rows"]]
+    assert sweep_table(more | {"rows": rows}).startswith("signs, test, queries, 6 words, protocol 36; ")
+
+
 def test_what_a_sweep_refuses(word_reader, words, examples, tmp_path):
     two = write(tmp_path / "two.parquet", ["cat"], [1])
     rows = datasets.load_dataset("parquet", data_files=[str(words), str(two)], split="train", cache_dir=str(tmp_path))

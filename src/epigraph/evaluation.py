@@ -231,7 +231,7 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
         "weights_sha256": weights_sha256(folder),
         "data_sha256": data_sha256(expand_path(arguments.data)),
     }
-    if task == "word" and len(arguments.settings()) > 1:
+    if task == "word" and (len(arguments.settings()) > 1 or _holds_sweep(arguments.output)):
         from .evaluation_sweeps import sweep_words
 
         return sweep_words(arguments, folder, results)
@@ -241,6 +241,14 @@ def evaluate(arguments: EvaluationArguments, command: str) -> dict:
         measure = _measure_classes if task == "classification" else _measure_formulas
     rows, breakdowns = measure(arguments, folder)
     return {**results, "rows": rows, "breakdowns": breakdowns}
+
+
+def _holds_sweep(output: str | None) -> bool:
+    """Whether the output is that of a sweep, which one more setting is added to and does not replace."""
+    try:
+        return output is not None and "sweep" in json.loads(Path(output).read_text(encoding="utf-8"))["breakdowns"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _task(arguments: EvaluationArguments, folder: Path) -> str | None:

@@ -9,7 +9,6 @@ pools they are in, and a word that two settings show the same examples is read o
 import copy
 import json
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,10 +206,11 @@ def sweep_words(arguments: EvaluationArguments, folder: Path, results: dict) -> 
         raise ValueError("--protocol: a sweep compares under one protocol; name one, or leave it out for 36.")
     of = _identity(arguments)
     chosen, report, filtered = load_measured(arguments)
-    sweep = Sweep(arguments, chosen, _known_rows(arguments, results, of))
+    standing = _standing(arguments, results, of)
+    sweep = Sweep(arguments, chosen, standing.get("rows", []))
     missing = sweep.missing()
     records = {"n": report.records, "left_out": len(report.left_out), "filtered": filtered}
-    unreadable = {"value": 0.0, "n": len(chosen), "first": []}
+    unreadable = standing["breakdowns"]["unreadable"] if standing else {"value": 0.0, "n": len(chosen), "first": []}
     if missing:
         model, processor = load(folder, "word", arguments.device, arguments.dtype)
         generation = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
@@ -261,10 +261,10 @@ def _identity(arguments: EvaluationArguments) -> dict:
     }
 
 
-def _known_rows(arguments: EvaluationArguments, results: dict, of: dict) -> list[dict]:
-    """What earlier runs have written to the output; their commands come before that of `results`."""
+def _standing(arguments: EvaluationArguments, results: dict, of: dict) -> dict:
+    """What earlier runs have written to the output, if any; their commands come before that of `results`."""
     if not arguments.output or not Path(arguments.output).exists():
-        return []
+        return {}
     try:
         standing = json.loads(Path(arguments.output).read_text(encoding="utf-8"))
         theirs = standing["breakdowns"]["sweep"]["of"] | {
@@ -281,7 +281,7 @@ def _known_rows(arguments: EvaluationArguments, results: dict, of: dict) -> list
     if standing["command"] != results["command"]:  # several runs make one file
         commands = [*standing["command"].split("\n"), results["command"]]
         results["command"] = "\n".join(dict.fromkeys(commands))
-    return standing["rows"]
+    return standing
 
 
 def _with_rows(results: dict, rows: list[dict], of: dict, records: dict, unreadable: dict) -> dict:
@@ -373,10 +373,10 @@ def _gain(rows: list[dict]) -> dict:
 def sweep_table(results: dict) -> str:
     """Markdown: a line for each context, number of examples and pool size."""
     summary = results["breakdowns"]["sweep"]["summary"]
-    sources = Counter((row["source"], row["split"], row["protocol"]) for row in results["rows"])
-    (source, split, protocol), *_ = sources or [("", "", "")]
+    first = results["rows"][0]  # all are of one set
+    of = ", ".join(str(first[name]) for name in ("source", "split", "half") if first.get(name) is not None)
     lines = [
-        f"{source}, {split}, {summary[0]['n'] if summary else 0} words, protocol {protocol}; mean and 95 % confidence "
+        f"{of}, {summary[0]['n']} words, protocol {first['protocol']}; mean and 95 % confidence "
         "interval over seeds and words; gains over reading without examples, in points",
         "",
         "| context | k | pool | seeds | right, % | gain | label not in pool | right, % | without, % | gain |",
