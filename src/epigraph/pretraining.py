@@ -330,6 +330,7 @@ def pretrain_words(args: PretrainArguments):
     from .data.word_augmentation import WordAugmentation
     from .data.word_batches import WordDataset, WordLoader
     from .data.words import load_words
+    from .finetuning_words import characters_of
 
     if given := changed(args, OF_FORMULAS):
         raise RecipeError(f"{', '.join(given)}: for formulas only; words need no such setting.")
@@ -351,10 +352,9 @@ def pretrain_words(args: PretrainArguments):
     if args.exchange and model.config.ctc_loss_weight:
         logger.warning("exchange: the CTC head, which sees no examples, is left out from here on")
         model.config.ctc_loss_weight, model.ctc_head = 0.0, None
-    characters = set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens) - {" "}
     parts, held_out = [], {}
     for source in sources:
-        rows, kept = source.load(characters)
+        rows, kept = source.load(characters_of(processor))
         parts.append(rows)
         if len(kept):
             held_out[f"{source.name}_{len(parts)}" if source.name in held_out else source.name] = kept
